@@ -1,0 +1,45 @@
+"""Millrace: PPO for games, in parallel, from one process to many.
+
+`train`, `resume`, `evaluate` and `load_policy` are all that most programs need; they are imported on first use,
+so that `import millrace` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "train": "millrace.training",
+    "resume": "millrace.training",
+    "Result": "millrace.training",
+    "Config": "millrace.config",
+    "load_policy": "millrace.deploy.policy",
+    "evaluate": "millrace.deploy.evaluate",
+    "play": "millrace.deploy.play",
+    "MillraceError": "millrace.errors",
+}
+
+__all__ = ["Config", "MillraceError", "Result", "evaluate", "load_policy", "play", "resume", "train"]
+
+if TYPE_CHECKING:
+    from millrace.config import Config
+    from millrace.deploy.evaluate import evaluate
+    from millrace.deploy.play import play
+    from millrace.deploy.policy import load_policy
+    from millrace.errors import MillraceError
+    from millrace.training import Result, resume, train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'millrace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

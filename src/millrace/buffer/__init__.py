@@ -1,0 +1,1 @@
+"""Rollouts between collecting and learning: a slab of fixed slots, and the queue of those that are ready."""

@@ -1,0 +1,43 @@
+"""Fixed places for rollouts: indices travel, arrays stay."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from millrace.system import SharedBlock
+from millrace.types import Rollout, RolloutLayout
+
+POISON = os.environ.get("MILLRACE_POISON") == "1"  # tests: reading a released place shows at once
+
+
+class Slab:
+    """`num_rollouts` rollouts of one layout in one block of memory."""
+
+    def __init__(self, layout: RolloutLayout, num_rollouts: int, block: SharedBlock) -> None:
+        self.layout = layout
+        self.rollouts: list[Rollout] = [
+            layout.view(block.memory, index * layout.nbytes) for index in range(num_rollouts)
+        ]
+        self._free = list(range(num_rollouts))
+
+    @staticmethod
+    def nbytes(layout: RolloutLayout, num_rollouts: int) -> int:
+        return layout.nbytes * num_rollouts
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def acquire(self) -> int:
+        """The index of a free place, now taken."""
+        return self._free.pop(0)
+
+    def release(self, index: int) -> None:
+        """Give a place back."""
+        assert index not in self._free, f"rollout place {index} released twice"
+        if POISON:
+            for _, array in self.rollouts[index].fields():
+                array[...] = np.nan if array.dtype.kind == "f" else 1
+        self._free.append(index)

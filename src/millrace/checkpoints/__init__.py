@@ -1,0 +1,1 @@
+"""Checkpoints are data: safetensors and JSON, never pickle; written aside, synced, renamed."""

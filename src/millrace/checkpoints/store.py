@@ -1,0 +1,190 @@
+"""Writing, reading, finding and retiring checkpoints.
+
+A checkpoint is a directory `step_000012345678` with `policy.json` and `policy.safetensors` (all that acting
+needs), `trainer.json` and `trainer.safetensors` (all that training needs besides), and `manifest.json` with the
+size and SHA-256 of each, written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from millrace import system
+from millrace.checkpoints.tree import flatten, unflatten
+from millrace.config import CheckpointConfig
+from millrace.errors import CheckpointError
+from millrace.types import Array
+
+FORMAT_VERSION = 1
+PREFIX = "step_"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk."""
+
+    path: Path
+
+    @property
+    def env_steps(self) -> int:
+        return int(self.path.name[len(PREFIX) :])
+
+    def read_policy(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The policy's description and its named arrays.
+
+        Raises:
+            CheckpointError: missing, damaged, or of a newer format.
+        """
+        return self._read("policy")
+
+    def read_trainer(self) -> dict[str, Any]:
+        """What resuming needs, as nested values and arrays."""
+        data, arrays = self._read("trainer")
+        tree: dict[str, Any] = unflatten(data, arrays)
+        return tree
+
+    def _read(self, part: str) -> tuple[dict[str, Any], dict[str, Array]]:
+        manifest = self.verify(part)
+        if manifest["format_version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{self.path} has format {manifest['format_version']}, this Millrace reads up to {FORMAT_VERSION}: "
+                f"it was written by millrace {manifest['millrace_version']}; install that or a later one"
+            )
+        try:
+            data = json.loads((self.path / f"{part}.json").read_text(encoding="utf-8"))
+            arrays = safetensors.numpy.load_file(self.path / f"{part}.safetensors")
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{self.path}: cannot read its {part}: {error}") from error
+        return data, arrays
+
+    def verify(self, part: str = "") -> dict[str, Any]:
+        """Compare the files with the manifest and return it.
+
+        Raises:
+            CheckpointError: a file is missing or differs.
+        """
+        try:
+            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            files = {name: entry for name, entry in manifest["files"].items() if name.startswith(part)}
+            for name, entry in files.items():
+                if _sha256(self.path / name) != entry["sha256"]:
+                    raise CheckpointError(f"{self.path / name} is damaged (its digest differs); use an earlier checkpoint")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.path} is not a whole checkpoint: {error}") from error
+        return manifest
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
+        self.directory = directory
+        self.config = config
+        self.best_env_steps = -1
+
+    def write(
+        self, env_steps: int, policy: Mapping[str, Any], weights: Mapping[str, Array], trainer: Any, version: str
+    ) -> Checkpoint:
+        """Write a checkpoint so that it is either whole or not there.
+
+        Raises:
+            OSError: the disk is full or not writable; earlier checkpoints stay as they were.
+        """
+        final = self.directory / f"{PREFIX}{env_steps:012d}"
+        if final.exists():
+            return Checkpoint(final)
+        aside = self.directory / f".{final.name}.writing"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        arrays: dict[str, Array] = {}
+        trainer_json = flatten(trainer, arrays)
+        try:
+            files = {
+                "policy.json": json.dumps(policy, indent=1).encode(),
+                "policy.safetensors": safetensors.numpy.save(dict(weights)),
+                "trainer.json": json.dumps(trainer_json).encode(),
+                "trainer.safetensors": safetensors.numpy.save(arrays),
+            }
+            entries = {name: _write_synced(aside / name, content) for name, content in files.items()}
+            manifest = {
+                "format_version": FORMAT_VERSION, "millrace_version": version, "env_steps": env_steps, "files": entries,
+            }
+            _write_synced(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+            system.sync_directory(aside)
+            os.replace(aside, final)
+            system.sync_directory(self.directory)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return Checkpoint(final)
+
+    def all(self) -> list[Checkpoint]:
+        """Every checkpoint that has a manifest, oldest first."""
+        return find_checkpoints(self.directory)
+
+    def retire(self) -> list[Path]:
+        """Delete what the retention rules do not keep and return it."""
+        checkpoints, config = self.all(), self.config
+        if not config.keep_last:
+            return []
+        kept = {checkpoint.path for checkpoint in checkpoints[-config.keep_last :]}
+        kept |= {checkpoint.path for checkpoint in checkpoints if checkpoint.env_steps == self.best_env_steps}
+        if config.keep_every_env_steps:
+            kept |= {c.path for c in _first_in_each(checkpoints, config.keep_every_env_steps)}
+        doomed = [checkpoint.path for checkpoint in checkpoints if checkpoint.path not in kept]
+        for path in doomed:
+            shutil.rmtree(path, ignore_errors=True)
+        return doomed
+
+
+def _first_in_each(checkpoints: list[Checkpoint], every: int) -> Iterator[Checkpoint]:
+    seen: set[int] = set()
+    for checkpoint in checkpoints:
+        if checkpoint.env_steps // every not in seen:
+            seen.add(checkpoint.env_steps // every)
+            yield checkpoint
+
+
+def find_checkpoints(directory: Path) -> list[Checkpoint]:
+    """The checkpoints in a directory, oldest first; half-written ones are not among them."""
+    paths = (path for path in directory.glob(f"{PREFIX}*") if (path / MANIFEST).is_file())
+    return sorted((Checkpoint(path) for path in paths), key=lambda checkpoint: checkpoint.env_steps)
+
+
+def newest_whole(directory: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint whose digests are right, and a sentence for each newer one that was passed over.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    problems = []
+    for checkpoint in reversed(find_checkpoints(directory)):
+        try:
+            checkpoint.verify()
+            return checkpoint, problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    detail = f": {problems[0]}" if problems else ""
+    raise CheckpointError(f"there is no whole checkpoint in {directory}{detail}")
+
+
+def _write_synced(path: Path, content: bytes) -> dict[str, Any]:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

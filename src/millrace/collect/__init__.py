@@ -1,0 +1,1 @@
+"""One collector, and the places it runs: in this process, in worker processes."""

@@ -1,0 +1,188 @@
+"""The collector: steps a batch of slots under a policy and fills rollouts.
+
+The same object runs inline, in a worker process, or anywhere else; where it runs is not its business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from millrace.envs.protocol import EnvRow, SlotEnv
+from millrace.errors import EnvError
+from millrace.nets.actor import Actor
+from millrace.ops.sampling import sample_actions
+from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one rollout gave besides its arrays."""
+
+    version: int
+    episodes: tuple[EpisodeRecord, ...]
+    times: CollectorTimes
+    bad_values: int
+
+
+class Collector:
+    """Owns the environments, a policy copy and the random stream of one worker."""
+
+    def __init__(self, env: SlotEnv, actor: Actor, layout: RolloutLayout, rng: np.random.Generator) -> None:
+        self.env = env
+        self._actor = actor
+        self._layout = layout
+        self._rng = rng
+        one_step = RolloutLayout(layout.spec, 1, layout.num_slots, layout.same_step_reset)
+        self._current = EnvRows(one_step.allocate(), one_step).rows[0]
+        self._episode_return = np.zeros(env.num_slots)
+        self._episode_steps = np.zeros(env.num_slots, np.int64)
+        self._rows: dict[int, EnvRows] = {}  # by identity: rollouts live in fixed places
+        self._started = False
+
+    def load_weights(self, weights: Array) -> None:
+        self._actor.load(weights)
+
+    def collect(self, rollout: Rollout, version: int, progress: Array) -> Collected:
+        """Fill `rollout` with T steps acted by the loaded weights.
+
+        Args:
+            version: of those weights.
+            progress: one int64 that counts steps for whoever watches over this collector.
+        """
+        begin = perf_counter()
+        if not self._started:
+            self.env.reset(self._current)
+            self._started = True
+        rows = self._rows.get(id(rollout)) or self._rows.setdefault(id(rollout), EnvRows(rollout, self._layout))
+        times = CollectorTimes()
+        seeds = self.env.episode_seeds().copy()
+        bad_before = self.env.bad_values
+        _copy_observation(self._current, rows.rows[0])
+        if rollout.bootstrap_value is not None:
+            rollout.bootstrap_value[:] = np.nan
+        for t in range(self._layout.num_steps):
+            self._act(rollout, rows, t, times)
+            stepping = perf_counter()
+            self.env.step(rollout.action[t], rows.rows[t + 1])
+            times.step_s += perf_counter() - stepping
+            progress[0] += 1
+            if self.env.final is not None:
+                self._bootstrap(rollout, t)
+        self._finish(rollout, rows, version)
+        episodes = self._episodes(rollout, seeds)
+        times.other_s = perf_counter() - begin - times.step_s - times.inference_s
+        return Collected(version, episodes, times, self.env.bad_values - bad_before)
+
+    def _act(self, rollout: Rollout, rows: EnvRows, t: int, times: CollectorTimes) -> None:
+        begin = perf_counter()
+        row = rows.rows[t]
+        params, rollout.value[t] = self._actor.forward(row.observation)
+        mask = row.action_mask
+        if mask is not None and not mask.any(-1).all():
+            slot = int(np.flatnonzero(~mask.any(-1))[0])
+            seed = int(self.env.episode_seeds()[slot])
+            raise EnvError(f"slot {slot}, episode seed {seed}, step {t} of the rollout: the action mask allows no action")
+        sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
+        times.inference_s += perf_counter() - begin
+
+    def _bootstrap(self, rollout: Rollout, t: int) -> None:
+        """Slots reset in the same step: value their final observations while they are at hand."""
+        final = self.env.final
+        assert final is not None and rollout.bootstrap_value is not None
+        rollout.bootstrap_value[t, final.slots] = self._actor.forward(final.observation)[1]
+
+    def _finish(self, rollout: Rollout, rows: EnvRows, version: int) -> None:
+        last = rows.rows[-1]
+        rollout.value[-1] = self._actor.forward(last.observation)[1]
+        rollout.policy_version[:] = version
+        if rollout.action_mask is not None and rows.mask is not None:
+            rollout.action_mask[:] = np.packbits(rows.mask, axis=-1, bitorder="little")
+        _copy_observation(last, self._current)
+
+    def _episodes(self, rollout: Rollout, seeds: Array) -> tuple[EpisodeRecord, ...]:
+        """Records of the episodes that ended in this rollout, in order; whole columns at once."""
+        done = rollout.terminated | rollout.truncated
+        # float64, so that an episode of a million steps still adds up.
+        returns = np.cumsum(rollout.reward, axis=0, dtype=np.float64) + self._episode_return
+        steps = np.cumsum(rollout.valid, axis=0) + self._episode_steps
+        records, figures = [], self.env.pop_figures()
+        return_before, steps_before = np.zeros(self.env.num_slots), np.zeros(self.env.num_slots, np.int64)
+        current_seeds = self.env.episode_seeds()
+        for (t, slot), (_, numbers) in zip(np.argwhere(done), figures, strict=True):
+            records.append(
+                EpisodeRecord(
+                    float(returns[t, slot] - return_before[slot]),
+                    int(steps[t, slot] - steps_before[slot]),
+                    int(seeds[slot]),
+                    numbers,
+                )
+            )
+            return_before[slot], steps_before[slot] = returns[t, slot], steps[t, slot]
+            seeds[slot] = current_seeds[slot]
+        self._episode_return, self._episode_steps = returns[-1] - return_before, steps[-1] - steps_before
+        return tuple(records)
+
+    def save_state(self) -> dict[str, Any] | None:
+        """Everything needed to continue bit for bit; None where the environment cannot, or nothing has begun."""
+        env_state = self.env.save_state() if self._started else None
+        if env_state is None:
+            return None
+        return {
+            "env": env_state,
+            "rng": self._rng.bit_generator.state,
+            "observation": {key: array.copy() for key, array in self._current.observation.items()},
+            "action_mask": None if self._current.action_mask is None else self._current.action_mask.copy(),
+            "episode_return": self._episode_return.copy(),
+            "episode_steps": self._episode_steps.copy(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            EnvError: the environment cannot be brought back to it.
+        """
+        for key, array in state["observation"].items():
+            self._current.observation[key][...] = array
+        if self._current.action_mask is not None:
+            self._current.action_mask[...] = state["action_mask"]
+        self.env.load_state(state["env"], self._current)
+        self._rng.bit_generator.state = state["rng"]
+        self._episode_return = np.array(state["episode_return"], np.float64)
+        self._episode_steps = np.array(state["episode_steps"], np.int64)
+        self._started = True
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class EnvRows:
+    """The T+1 rows of a rollout as views, made once: slicing at every step would cost more than it moves."""
+
+    def __init__(self, rollout: Rollout, layout: RolloutLayout) -> None:
+        slots, bits = layout.num_slots, layout.spec.num_mask_bits
+        self.mask = np.ones((layout.num_steps + 1, slots, bits), bool) if bits else None
+        scratch = _scratch(slots)
+        self.rows = []
+        for t in range(layout.num_steps + 1):
+            transition = scratch if t == 0 else (
+                rollout.reward[t - 1], rollout.terminated[t - 1], rollout.truncated[t - 1], rollout.valid[t - 1]
+            )
+            observation = {key: array[t] for key, array in rollout.observation.items()}
+            self.rows.append(EnvRow(observation, None if self.mask is None else self.mask[t], *transition))
+
+
+def _scratch(num_slots: int) -> tuple[Array, Array, Array, Array]:
+    """Reward and flags of a transition that nobody will read."""
+    return np.zeros(num_slots, np.float32), *(np.zeros(num_slots, bool) for _ in range(3))  # type: ignore[return-value]
+
+
+def _copy_observation(source: EnvRow, target: EnvRow) -> None:
+    for key, array in source.observation.items():
+        np.copyto(target.observation[key], array)
+    if source.action_mask is not None and target.action_mask is not None:
+        np.copyto(target.action_mask, source.action_mask)

@@ -1,0 +1,185 @@
+"""Where collectors run, seen from the source: grants go in, outcomes come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cloudpickle
+import numpy as np
+
+from millrace.buffer.slab import Slab
+from millrace.collect.action_log import ActionLog
+from millrace.collect.collector import Collected, Collector
+from millrace.collect.supervision import Fault, RestartPolicy
+from millrace.collect.weights import WeightsBoard
+from millrace.config import CollectConfig
+from millrace.envs.make import EnvMaker
+from millrace.envs.protocol import episode_seed
+from millrace.errors import EnvError
+from millrace.nets.actor import ActorMaker
+from millrace.system import SharedBlock
+from millrace.types import RolloutLayout
+
+GENERATION_STRIDE = 1_000_003  # a restarted worker gets episodes that no other has
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a grant: `collected`, or None with the worker's fault."""
+
+    worker: int
+    place: int
+    collected: Collected | None
+
+
+@dataclass
+class PoolSetup:
+    """What every pool needs; the makers are pickled by value, so that functions of a notebook or script travel."""
+
+    env_maker: EnvMaker
+    actor_maker: ActorMaker
+    layout: RolloutLayout
+    config: CollectConfig
+    seed: int
+    num_rollouts: int
+    weights_size: int
+    policy: RestartPolicy = field(init=False)
+    faults: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = RestartPolicy(self.config)
+
+    def blocks(self) -> Blocks:
+        workers = self.config.workers
+        log_bytes = ActionLog.nbytes(self.layout, self.config.action_log_steps)
+        return Blocks(
+            rollouts=SharedBlock(Slab.nbytes(self.layout, self.num_rollouts)),
+            weights=SharedBlock(WeightsBoard.nbytes(self.weights_size)),
+            progress=SharedBlock(workers * PROGRESS_WORDS * 8),
+            logs=SharedBlock(workers * log_bytes),
+        )
+
+    def stream_seed(self, worker: int, generation: int) -> int:
+        """The seed of one worker's environments and random stream."""
+        return episode_seed(self.seed, worker, generation * GENERATION_STRIDE)
+
+
+PROGRESS_WORDS = 8  # a cache line a worker: steps so far, busy, place, steps at the start of the rollout
+
+
+@dataclass
+class Blocks:
+    """The memory that pool and workers share."""
+
+    rollouts: SharedBlock
+    weights: SharedBlock
+    progress: SharedBlock
+    logs: SharedBlock
+
+    def close(self) -> None:
+        for block in vars(self).values():
+            block.close()
+
+
+@dataclass
+class WorkerSetup:
+    """What one worker needs to build its collector; picklable while spawning."""
+
+    worker: int
+    stream_seed: int
+    makers: bytes
+    layout: RolloutLayout
+    num_rollouts: int
+    num_workers: int
+    weights_size: int
+    action_log_steps: int
+    blocks: Blocks
+
+
+class Workplace:
+    """A collector with the shared memory that it writes to: the whole of a worker but its messages."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        env_maker, actor_maker = cloudpickle.loads(setup.makers)
+        env = env_maker.make(setup.layout.num_slots, setup.stream_seed)
+        if env.spec != setup.layout.spec:
+            env.close()
+            raise EnvError(f"worker {setup.worker}: its environment has other spaces than the first one made")
+        rng = np.random.Generator(np.random.Philox(setup.stream_seed))
+        self.collector = Collector(env, actor_maker.make(), setup.layout, rng)
+        self.slab = Slab(setup.layout, setup.num_rollouts, setup.blocks.rollouts)
+        self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size)
+        self.progress = progress_words(setup.blocks.progress, setup.num_workers)[setup.worker]
+        self.log = action_log(setup.blocks.logs, setup.layout, setup.action_log_steps, setup.worker)
+        if self.log is not None:
+            self.log.clear(env.episode_seeds())
+        self._weights = np.empty(setup.weights_size, np.float32)
+        self._version = -1
+
+    def collect(self, place: int) -> Collected:
+        """One rollout with the newest weights into the given place."""
+        if self.board.version != self._version:
+            self._version = self.board.read(self._weights)
+            self.collector.load_weights(self._weights)
+        rollout = self.slab.rollouts[place]
+        self.progress[2:4] = place, self.progress[0]
+        self.progress[1] = 1
+        collected = self.collector.collect(rollout, self._version, self.progress)
+        if self.log is not None:
+            self.log.append(rollout, self.collector.env.episode_seeds())
+        self.progress[1] = 0
+        return collected
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a saved collector."""
+        self.collector.load_state(state)
+
+
+def progress_words(block: SharedBlock, num_workers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[workers, words] view."""
+    return np.ndarray((num_workers, PROGRESS_WORDS), np.int64, buffer=block.memory)
+
+
+def action_log(block: SharedBlock, layout: RolloutLayout, steps: int, worker: int) -> ActionLog | None:
+    """One worker's log, or None where it is switched off."""
+    if not steps:
+        return None
+    nbytes = ActionLog.nbytes(layout, steps)
+    return ActionLog(block.memory[worker * nbytes : (worker + 1) * nbytes], layout, steps)
+
+
+class CollectorPool(Protocol):
+    """Runs the collectors of all workers."""
+
+    setup: PoolSetup
+    slab: Slab
+    board: WeightsBoard
+
+    def start(self) -> None:
+        """Bring workers up; returns when all are ready, or those that could be."""
+
+    def grant(self, worker: int, place: int) -> None:
+        """Let a worker fill one place with the newest weights at the time it begins."""
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        """What finished or failed; waits at most `timeout_s`.
+
+        Raises:
+            WorkerError: the restart budget is used up.
+        """
+
+    def is_up(self, worker: int) -> bool:
+        """Whether a grant to this worker can succeed now."""
+
+    def save_states(self) -> list[dict[str, Any] | None]:
+        """One state per worker, between rollouts; None where there is none to be had."""
+
+    def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
+        """Continue workers from saved states; a sentence for each that could not."""
+
+    def memory_bytes(self) -> list[int]:
+        """Resident memory of each worker process; empty where they have none of their own."""
+
+    def close(self) -> None:
+        """Stop everything and release memory."""

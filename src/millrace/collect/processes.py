@@ -1,0 +1,275 @@
+"""Each collector in a process of its own, spawned, watched, and restarted."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import connection as mp_connection
+from typing import Any
+
+import cloudpickle
+
+from millrace import system
+from millrace.buffer.slab import Slab
+from millrace.collect.pool import Outcome, PoolSetup, WorkerSetup, action_log, progress_words
+from millrace.collect.supervision import Fault
+from millrace.collect.weights import WeightsBoard
+from millrace.collect.worker import worker_main
+from millrace.errors import ConfigError
+
+CLOSE_TIMEOUT_S = 2.0
+WATCH_INTERVAL_S = 0.25
+
+
+@dataclass
+class _Worker:
+    """One place for a process, whatever is in it at the moment."""
+
+    index: int
+    generation: int = -1
+    process: Any = None
+    connection: Any = None
+    state: str = "down"  # down, starting, up
+    places: list[int] = field(default_factory=list)
+    restart_due_s: float = 0.0
+    deadline_s: float = 0.0
+    last_steps: int = -1
+    last_change_s: float = 0.0
+    inbox: list[Any] = field(default_factory=list)
+
+
+class ProcessPool:
+    """Workers wait for nothing but their pipe; this side waits for pipes and deaths together."""
+
+    def __init__(self, setup: PoolSetup) -> None:
+        self.setup = setup
+        self._blocks = setup.blocks()
+        self.slab = Slab(setup.layout, setup.num_rollouts, self._blocks.rollouts)
+        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size)
+        self._progress = progress_words(self._blocks.progress, setup.config.workers)
+        self._workers = [_Worker(index) for index in range(setup.config.workers)]
+        self._outcomes: list[Outcome] = []
+        self._context = multiprocessing.get_context("spawn")
+        self._makers = _pickled(setup)
+
+    def start(self) -> None:
+        for worker in self._workers:
+            self._spawn(worker)
+        while any(worker.state == "starting" for worker in self._workers) or not self._any_up():
+            self._wait(WATCH_INTERVAL_S)
+
+    def _any_up(self) -> bool:
+        return any(worker.state == "up" for worker in self._workers)
+
+    def _spawn(self, worker: _Worker) -> None:
+        worker.generation += 1
+        setup = self.setup
+        payload = WorkerSetup(
+            worker.index,
+            setup.stream_seed(worker.index, worker.generation),
+            self._makers,
+            setup.layout,
+            setup.num_rollouts,
+            setup.config.workers,
+            setup.weights_size,
+            setup.config.action_log_steps,
+            self._blocks,
+        )
+        self._progress[worker.index] = 0
+        worker.connection, theirs = self._context.Pipe()
+        worker.process = self._context.Process(
+            target=worker_main, args=(payload, theirs), name=f"millrace-worker-{worker.index}", daemon=True
+        )
+        with _bare_main(), system.environment(**dict.fromkeys(system.THREAD_VARIABLES, "1")):
+            worker.process.start()
+        theirs.close()
+        worker.state, worker.deadline_s = "starting", time.monotonic() + setup.config.start_timeout_s
+
+    def grant(self, worker: int, place: int) -> None:
+        target = self._workers[worker]
+        if target.state == "up":
+            try:
+                target.connection.send(("collect", place))
+                target.places.append(place)
+                if len(target.places) == 1:
+                    target.last_change_s = time.monotonic()
+                return
+            except OSError:
+                pass  # its death is noticed by the next poll
+        self._outcomes.append(Outcome(worker, place, None))
+
+    def is_up(self, worker: int) -> bool:
+        return self._workers[worker].state == "up"
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        if not self._outcomes:
+            self._wait(timeout_s)
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def _wait(self, timeout_s: float) -> None:
+        """Sleep until a message, a death, or the next thing to look after."""
+        alive = [worker for worker in self._workers if worker.state != "down"]
+        handles = [worker.connection for worker in alive] + [worker.process.sentinel for worker in alive]
+        ready = mp_connection.wait(handles, min(timeout_s, WATCH_INTERVAL_S)) if handles else time.sleep(timeout_s)
+        for worker in alive:
+            if ready and (worker.connection in ready or worker.process.sentinel in ready):
+                self._receive(worker)
+        self._look_after()
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            while worker.connection.poll():
+                self._handle(worker, worker.connection.recv())
+                if worker.state == "down":
+                    return
+        except (EOFError, OSError):
+            self._lose(worker, "died", f"the process ended{_exit_reason(worker.process)}")
+            return
+        if not worker.process.is_alive() and worker.state != "down":
+            self._lose(worker, "died", f"the process ended{_exit_reason(worker.process)}")
+
+    def _handle(self, worker: _Worker, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("ready", _):
+                worker.state, worker.last_change_s = "up", time.monotonic()
+            case ("finished", place, collected):
+                worker.places.remove(place)
+                self._outcomes.append(Outcome(worker.index, place, collected))
+            case ("failed", text, traceback):
+                kind = "failed to start" if worker.state == "starting" else "raised"
+                self._lose(worker, kind, text, traceback)
+            case _:
+                worker.inbox.append(message[1])
+
+    def _look_after(self) -> None:
+        """Deadlines: of starting, of stepping, of coming back."""
+        now_s = time.monotonic()
+        for worker in self._workers:
+            if worker.state == "starting" and now_s > worker.deadline_s:
+                self._lose(worker, "failed to start", f"not ready within {self.setup.config.start_timeout_s:g} s")
+            elif worker.state == "up" and worker.places:
+                self._watch_steps(worker, now_s)
+            elif worker.state == "down" and now_s >= worker.restart_due_s:
+                self._spawn(worker)
+
+    def _watch_steps(self, worker: _Worker, now_s: float) -> None:
+        steps = int(self._progress[worker.index, 0])
+        if steps != worker.last_steps:
+            worker.last_steps, worker.last_change_s = steps, now_s
+        elif now_s - worker.last_change_s > self.setup.config.step_timeout_s:
+            self._lose(worker, "hung", f"no step finished within collect.step_timeout_s={self.setup.config.step_timeout_s:g}")
+
+    def _lose(self, worker: _Worker, kind: str, reason: str, traceback: str = "") -> None:
+        """Put an end to the process, report its grants as lost, and plan the restart."""
+        worker.process.kill()
+        worker.process.join(CLOSE_TIMEOUT_S)
+        worker.connection.close()
+        fault = self._fault(worker, kind, reason, traceback)
+        self._outcomes += [Outcome(worker.index, place, None) for place in worker.places]
+        worker.places.clear()
+        worker.inbox.clear()
+        worker.state = "down"
+        self.setup.faults.append(fault)
+        worker.restart_due_s = time.monotonic() + self.setup.policy.record(fault, time.monotonic())
+
+    def _fault(self, worker: _Worker, kind: str, reason: str, traceback: str) -> Fault:
+        setup = self.setup
+        steps, busy, place, steps_before = (int(word) for word in self._progress[worker.index, :4])
+        seed = setup.stream_seed(worker.index, worker.generation)
+        log = action_log(self._blocks.logs, setup.layout, setup.config.action_log_steps, worker.index)
+        slots: list[dict[str, Any]] = []
+        if log is not None and worker.state == "up":
+            # The step under way counts: its action is written before the environment sees it.
+            slots = log.slots(self.slab.rollouts[place] if busy else None, steps - steps_before + 1, seed)
+        message = f"worker {worker.index}, step {steps}: {reason}"
+        return Fault(worker.index, kind, message, traceback, seed, steps, tuple(slots))
+
+    def _ask(self, worker: _Worker, message: tuple[Any, ...], timeout_s: float) -> Any:
+        """Send a request to an idle worker and wait for its one answer; None where it fails to give one."""
+        generation, deadline_s = worker.generation, time.monotonic() + timeout_s
+        try:
+            worker.connection.send(message)
+        except OSError:
+            return None
+        while not worker.inbox and worker.state == "up" and worker.generation == generation:
+            if time.monotonic() > deadline_s:
+                self._lose(worker, "hung", f"no answer to {message[0]!r} within {timeout_s:g} s")
+                return None
+            self._wait(WATCH_INTERVAL_S)
+        return worker.inbox.pop(0) if worker.inbox else None
+
+    def save_states(self) -> list[dict[str, Any] | None]:
+        timeout_s = self.setup.config.step_timeout_s
+        return [self._ask(w, ("save",), timeout_s) if w.state == "up" else None for w in self._workers]
+
+    def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
+        problems = []
+        for worker, state in zip(self._workers, states, strict=True):
+            if state is None or worker.state != "up":
+                continue
+            problem = self._ask(worker, ("load", state), self.setup.config.start_timeout_s)
+            if problem != "":
+                problems.append(f"worker {worker.index}: {problem or 'it was lost while loading'}")
+        return problems
+
+    def memory_bytes(self) -> list[int]:
+        return [system.memory_rss_bytes(w.process.pid) for w in self._workers if w.state != "down"]
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run."""
+        return [w.process.pid for w in self._workers if w.state != "down"]
+
+    def close(self) -> None:
+        running = [worker for worker in self._workers if worker.state != "down"]
+        for worker in running:
+            with contextlib.suppress(OSError):
+                worker.connection.send(("close",))
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        for worker in running:
+            # A worker in the middle of a rollout is not waited for.
+            worker.process.join(0 if worker.places else max(0.0, deadline_s - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join(CLOSE_TIMEOUT_S)
+            worker.connection.close()
+            worker.state = "down"
+        self._blocks.close()
+
+
+def _exit_reason(process: Any) -> str:
+    code = process.exitcode
+    if code is None:
+        return ""
+    return f" by signal {-code}" if code < 0 else f" with exit code {code}"
+
+
+def _pickled(setup: PoolSetup) -> bytes:
+    try:
+        return cloudpickle.dumps((setup.env_maker, setup.actor_maker))
+    except Exception as error:
+        raise ConfigError(
+            f"the environment factory or network cannot be sent to worker processes ({error}); make it inside the "
+            "function, or use --backend serial"
+        ) from error
+
+
+@contextlib.contextmanager
+def _bare_main() -> Iterator[None]:
+    """Spawn without importing the user's script again: what workers need travels by value.
+
+    So no `if __name__ == "__main__"` guard is needed, and workers do not pay for the script's own imports.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+

@@ -1,0 +1,125 @@
+"""All collectors in this process, one after another."""
+
+from __future__ import annotations
+
+import collections
+import faulthandler
+import time
+import traceback
+from typing import Any
+
+import cloudpickle
+
+from millrace.buffer.slab import Slab
+from millrace.collect.pool import Outcome, PoolSetup, WorkerSetup, Workplace, action_log, progress_words
+from millrace.collect.supervision import Fault
+from millrace.collect.weights import WeightsBoard
+from millrace.errors import EnvError
+
+
+class SerialPool:
+    """Runs the oldest grant when polled. A step cannot be interrupted here, only reported."""
+
+    def __init__(self, setup: PoolSetup) -> None:
+        self.setup = setup
+        self._blocks = setup.blocks()
+        self.slab = Slab(setup.layout, setup.num_rollouts, self._blocks.rollouts)
+        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size)
+        self._progress = progress_words(self._blocks.progress, setup.config.workers)
+        self._workplaces: list[Workplace | None] = [None] * setup.config.workers
+        self._generations = [0] * setup.config.workers
+        self._due_s = [0.0] * setup.config.workers
+        self._grants: collections.deque[tuple[int, int]] = collections.deque()
+        self._makers = cloudpickle.dumps((setup.env_maker, setup.actor_maker))
+
+    def start(self) -> None:
+        for worker in range(self.setup.config.workers):
+            self._build(worker)
+
+    def _build(self, worker: int) -> None:
+        setup = self.setup
+        self._workplaces[worker] = Workplace(
+            WorkerSetup(
+                worker,
+                setup.stream_seed(worker, self._generations[worker]),
+                self._makers,
+                setup.layout,
+                setup.num_rollouts,
+                setup.config.workers,
+                setup.weights_size,
+                setup.config.action_log_steps,
+                self._blocks,
+            )
+        )
+
+    def grant(self, worker: int, place: int) -> None:
+        self._grants.append((worker, place))
+
+    def is_up(self, worker: int) -> bool:
+        return self._workplaces[worker] is not None or time.monotonic() >= self._due_s[worker]
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        if not self._grants:
+            time.sleep(min(timeout_s, 0.05))
+            return []
+        worker, place = self._grants.popleft()
+        if not self.is_up(worker):
+            time.sleep(max(0.0, min(self._due_s[worker] - time.monotonic(), timeout_s)))
+            return [Outcome(worker, place, None)]
+        return [Outcome(worker, place, self._collect(worker, place))]
+
+    def _collect(self, worker: int, place: int) -> Any:
+        # Prints every thread's stack if a step takes too long: all that can be done from the same process.
+        faulthandler.dump_traceback_later(self.setup.config.step_timeout_s * self.setup.layout.num_steps)
+        try:
+            if self._workplaces[worker] is None:
+                self._build(worker)
+            workplace = self._workplaces[worker]
+            assert workplace is not None
+            return workplace.collect(place)
+        except Exception as error:
+            self._fail(worker, place, error)
+            return None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _fail(self, worker: int, place: int, error: Exception) -> None:
+        setup = self.setup
+        steps_before, step = int(self._progress[worker, 3]), int(self._progress[worker, 0])
+        log = action_log(self._blocks.logs, setup.layout, setup.config.action_log_steps, worker)
+        seed = setup.stream_seed(worker, self._generations[worker])
+        rollout = self.slab.rollouts[place]
+        slots = log.slots(rollout, step - steps_before + 1, seed) if log is not None else []
+        message = f"worker {worker}, step {step}: {type(error).__name__}: {error}"
+        fault = Fault(worker, "raised", message, traceback.format_exc(), seed, step, tuple(slots))
+        if isinstance(error, EnvError) and self._workplaces[worker] is None:
+            raise error
+        self._workplaces[worker] = None
+        self._generations[worker] += 1
+        setup.faults.append(fault)
+        self._due_s[worker] = time.monotonic() + setup.policy.record(fault, time.monotonic())
+
+    def save_states(self) -> list[dict[str, Any] | None]:
+        return [None if workplace is None else workplace.collector.save_state() for workplace in self._workplaces]
+
+    def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
+        problems = []
+        for worker, state in enumerate(states):
+            workplace = self._workplaces[worker]
+            try:
+                if state is not None and workplace is not None:
+                    workplace.load_state(state)
+            except Exception as error:
+                problems.append(f"worker {worker}: {error}")
+                self._build(worker)
+        return problems
+
+    def memory_bytes(self) -> list[int]:
+        return []
+
+    def close(self) -> None:
+        for workplace in self._workplaces:
+            if workplace is not None:
+                workplace.collector.close()
+        self._workplaces.clear()
+        self._blocks.close()

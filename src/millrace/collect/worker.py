@@ -1,0 +1,81 @@
+"""The life of a worker process: build, then collect what is granted until told to stop.
+
+Messages from the parent: ("collect", place), ("save",), ("load", state), ("close",).
+Messages to the parent: ("ready", exactness), ("finished", place, Collected), ("state", state), ("loaded", problem),
+("failed", message, traceback).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from millrace.collect.pool import WorkerSetup, Workplace
+
+ORPHAN_CHECK_S = 2.0
+
+
+def worker_main(setup: WorkerSetup, connection: Connection) -> None:
+    """Entry point of the process."""
+    # Ctrl-C reaches the whole group; only the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _exit_with_parent(os.getppid())
+    try:
+        workplace = Workplace(setup)
+        connection.send(("ready", workplace.collector.env.exactness))
+        _serve(workplace, connection)
+        workplace.collector.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone: so are we
+    except Exception as error:
+        _report(connection, error)
+
+
+def _serve(workplace: Workplace, connection: Connection) -> None:
+    idle_since = time.perf_counter()
+    while True:
+        message: tuple[Any, ...] = connection.recv()
+        match message:
+            case ("collect", place):
+                waited_s = time.perf_counter() - idle_since
+                collected = workplace.collect(place)
+                collected.times.wait_s = waited_s
+                connection.send(("finished", place, collected))
+                idle_since = time.perf_counter()
+            case ("save",):
+                connection.send(("state", workplace.collector.save_state()))
+            case ("load", state):
+                connection.send(("loaded", _load(workplace, state)))
+            case _:
+                return
+
+
+def _load(workplace: Workplace, state: dict[str, Any]) -> str:
+    try:
+        workplace.load_state(state)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _report(connection: Connection, error: Exception) -> None:
+    try:
+        connection.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+    except OSError:
+        traceback.print_exc()
+
+
+def _exit_with_parent(parent: int) -> None:
+    """A step that never returns must not outlive a killed trainer."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_CHECK_S)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True, name="orphan-watch").start()

@@ -1,0 +1,357 @@
+"""Every setting of a run: one frozen, documented, self-checking dataclass per room.
+
+Settings come from defaults, then a TOML file, then the command line or keyword arguments, each overruling the
+one before. What is written back as TOML is complete and can be trained from again. `auto` values are marked
+"0 = auto" or "empty = auto" and are resolved by `millrace.run` before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from millrace.errors import ConfigError
+from millrace.types import require
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment and how it is wrapped."""
+
+    id: str = "CartPole-v1"
+    """Gymnasium id (`CartPole-v1`), or `module:function` that makes an environment."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the environment's constructor."""
+    wrappers: tuple[str, ...] = ()
+    """Gymnasium wrappers, `module:Class`, applied in this order to each single environment."""
+    max_episode_steps: int = 0
+    """Truncate episodes after this many steps; 0 = what the environment says."""
+    vectorization: Literal["auto", "native", "single"] = "auto"
+    """`native` uses the game's own vector form, `single` one object per copy; auto takes native where there is one."""
+    on_bad_value: Literal["count", "refuse"] = "count"
+    """A missing or non-finite reward or observation ends that episode and is counted, or ends the run."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.id), "env.id is empty; name an environment, for example CartPole-v1")
+        require(self.max_episode_steps >= 0, f"env.max_episode_steps={self.max_episode_steps} must be 0 or more")
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Where and how experience is collected."""
+
+    backend: Literal["auto", "serial", "processes"] = "auto"
+    """`serial` collects in this process, `processes` in worker processes; auto chooses by workers."""
+    workers: int = 0
+    """Collectors, each with its own environments and policy copy; 0 = auto, from the cores."""
+    envs_per_worker: int = 0
+    """Environment copies that one worker steps together; 0 = auto."""
+    rollout_steps: int = 0
+    """T, the steps of one rollout; 0 = auto."""
+    max_policy_lag: int = -1
+    """How many updates old the acting policy may be when its rollout is learned from. 0: lock-step; -1 = auto."""
+    on_stale: Literal["wait", "drop"] = "wait"
+    """A rollout about to exceed the lag is waited for, or dropped and counted."""
+    step_timeout_s: float = 60.0
+    """A worker that does not finish a step within this time is restarted."""
+    start_timeout_s: float = 120.0
+    """A worker that is not ready within this time is restarted."""
+    max_restarts: int = 20
+    """Restarts allowed within any `restart_window_s`; one more stops the run with a checkpoint."""
+    restart_window_s: float = 600.0
+    """The window over which restarts are counted."""
+    restart_backoff_s: float = 0.5
+    """Pause before the first restart of a worker; doubles with each failure in the window, up to 30 s."""
+    action_log_steps: int = 20_000
+    """Actions kept per slot so that a crash can be replayed; 0 turns the log off."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, f"collect.workers={self.workers} must be 0 (auto) or more")
+        require(self.envs_per_worker >= 0, f"collect.envs_per_worker={self.envs_per_worker} must be 0 (auto) or more")
+        require(self.rollout_steps >= 0, f"collect.rollout_steps={self.rollout_steps} must be 0 (auto) or more")
+        require(self.max_policy_lag >= -1, f"collect.max_policy_lag={self.max_policy_lag} must be -1 (auto) or more")
+        require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")
+        require(self.start_timeout_s > 0, f"collect.start_timeout_s={self.start_timeout_s} must be above 0")
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """The network. Separate actor and critic for vectors, a shared convolutional encoder for images."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the dense layers."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity of the dense layers."""
+    shared: bool = False
+    """One trunk for actor and critic; images always share their encoder."""
+    image: Literal["auto", "cnn", "flat"] = "auto"
+    """`flat` feeds images to the dense layers as numbers; auto takes flat up to 2048 numbers, else convolutions."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of continuous actions."""
+
+    def __post_init__(self) -> None:
+        require(all(width > 0 for width in self.hidden), f"net.hidden={self.hidden} must be positive widths")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Targets, objective and optimiser."""
+
+    learning_rate: float = 1e-3
+    """Adam's step size at the start."""
+    learning_rate_schedule: Literal["linear", "constant"] = "linear"
+    """Linear falls to 0 at `run.total_env_steps`."""
+    epochs: int = 4
+    """Passes over each batch."""
+    minibatch_size: int = 0
+    """Rows per gradient step; 0 = auto. Must divide the batch."""
+    gamma: float = 0.99
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Bias against variance in the advantages."""
+    clip: float = 0.2
+    """Range of the policy ratio."""
+    clip_schedule: Literal["linear", "constant"] = "constant"
+    """Linear falls to 0 at `run.total_env_steps`."""
+    value_clip: float = 0.0
+    """Range of the value change per update, in units of the value; 0 = no clipping."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon (Huang 2022, detail 3)."""
+    normalize_advantage: bool = True
+    """Per minibatch."""
+    normalize_observation: bool = False
+    """Subtract running mean and divide by running deviation (floating-point observations only)."""
+    normalize_reward: bool = False
+    """Divide rewards by the running deviation of the discounted return."""
+    target_kl: float = 0.0
+    """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
+    threads: int = 0
+    """CPU threads of the learner; 0 = auto: the cores that the workers leave."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"ppo.learning_rate={self.learning_rate} must be above 0")
+        require(self.epochs >= 1, f"ppo.epochs={self.epochs} must be 1 or more")
+        require(self.minibatch_size >= 0, f"ppo.minibatch_size={self.minibatch_size} must be 0 (auto) or more")
+        require(0 <= self.gamma <= 1, f"ppo.gamma={self.gamma} must lie in 0..1")
+        require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda={self.gae_lambda} must lie in 0..1")
+        require(self.clip > 0, f"ppo.clip={self.clip} must be above 0")
+        require(self.value_clip >= 0, f"ppo.value_clip={self.value_clip} must be 0 or more")
+        require(self.max_grad_norm > 0, f"ppo.max_grad_norm={self.max_grad_norm} must be above 0")
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When a run ends: at whichever comes first. 0 = never for that reason."""
+
+    episodes: int = 0
+    """Finished episodes."""
+    updates: int = 0
+    """Learner updates."""
+    wall_s: float = 0.0
+    """Seconds of this process."""
+    mean_return: float | None = None
+    """Mean return of the last 100 training episodes."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training, on fixed seeds; it never disturbs training's random states."""
+
+    every_env_steps: int = 0
+    """Evaluate each time this many steps have passed; 0 = never."""
+    episodes: int = 20
+    """Episodes per evaluation."""
+    deterministic: bool = True
+    """Take the most probable action instead of sampling."""
+    seed: int = 10_000
+    """Seed of the first episode."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Environment arguments that differ from training's."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_env_steps: int = 0
+    """Write each time this many steps have passed; 0 = never for that reason."""
+    every_s: float = 60.0
+    """Write each time this many seconds have passed; 0 = never for that reason."""
+    keep_last: int = 10
+    """The newest that are kept; 0 = all."""
+    keep_every_env_steps: int = 0
+    """Keep for good one checkpoint in this many steps; 0 = none."""
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Where figures go. `metrics.jsonl` in the run directory is always written."""
+
+    tensorboard: bool = True
+    """Write TensorBoard files (needs the extra `tensorboard`; left out with a note where it is missing)."""
+    console: Literal["auto", "live", "lines", "off"] = "auto"
+    """A live display on a terminal, plain lines elsewhere, or nothing."""
+    every_s: float = 0.5
+    """Seconds between log rows; an update in between adds to the next row."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    net: NetConfig = field(default_factory=NetConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    total_env_steps: int = 500_000
+    """Environment transitions after which the run is complete; schedules go by it."""
+    seed: int = 0
+    """Everything random derives from it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or auto: cuda for convolutional networks where there is a GPU, else cpu."""
+    run_dir: str = ""
+    """Directory of the run; empty = runs/ENV-TIME."""
+
+    def __post_init__(self) -> None:
+        require(self.total_env_steps > 0, f"total_env_steps={self.total_env_steps} must be above 0")
+
+    def to_toml(self) -> str:
+        """The complete settings as TOML, in the order of this file, top-level keys first."""
+        tables = {name: value for name, value in _items(self) if dataclasses.is_dataclass(value)}
+        lines = [_toml_line(name, value) for name, value in _items(self) if name not in tables]
+        for name, table in tables.items():
+            lines += ["", f"[{name}]", *(_toml_line(key, value) for key, value in _items(table) if value is not None)]
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def from_toml(path: str | Path) -> Config:
+        """Defaults overruled by the file.
+
+        Raises:
+            ConfigError: the file cannot be read or parsed, or a key is unknown or of the wrong type.
+        """
+        return Config().replace(read_toml(path), where=str(path))
+
+    def replace(self, settings: Mapping[str, Any], where: str = "settings") -> Config:
+        """These settings with some overruled: nested tables or dotted keys (`{"ppo.clip": 0.1}`)."""
+        return _replace(self, _nest(settings), where)
+
+
+T = TypeVar("T")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The file as nested dictionaries, with errors that name file and line."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def setting_names(config: Any = None, prefix: str = "") -> Iterator[str]:
+    """Every dotted setting name."""
+    for name, value in _items(config or Config()):
+        if dataclasses.is_dataclass(value):
+            yield from setting_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _items(config: Any) -> list[tuple[str, Any]]:
+    return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
+
+
+def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *tables, key = name.split(".")
+        target = nested
+        for table in tables:
+            target = target.setdefault(table, {})
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            target[key].update(value)
+        else:
+            target[key] = value
+    return nested
+
+
+def _replace(config: T, settings: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in hints:
+            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name)}")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {prefix}{name} is a table of settings, not {value!r}")
+            changes[name] = _replace(current, value, where, f"{prefix}{name}.")
+        else:
+            changes[name] = _checked(hints[name], value, f"{where}: {prefix}{name}")
+    return typing.cast(T, dataclasses.replace(typing.cast(Any, config), **changes))
+
+
+def _suggestion(name: str) -> str:
+    names = list(setting_names())
+    near = difflib.get_close_matches(name, names, 1) or [full for full in names if full.endswith("." + name)]
+    return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    """The value as the type that the field wants, or a ConfigError that says what was wrong."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in arguments], 1)
+        hint_text = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}={value!r} must be one of {', '.join(map(repr, arguments))}{hint_text}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(arguments[0], item, where) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if type(None) in arguments:
+        return None if value is None else _checked(arguments[0], value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e6 is how people write a million
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}={value!r} must be {getattr(hint, '__name__', str(hint))}")
+
+
+def _toml_line(name: str, value: Any) -> str:
+    return f"{name} = {_toml_value(value)}"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # keeps every bit; inf and nan are TOML too
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,144 @@
+"""Playing whole episodes on given seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from millrace.collect.collector import EnvRows
+from millrace.config import EnvConfig
+from millrace.deploy.policy import LoadedPolicy, load_policy
+from millrace.envs.make import EnvMaker
+from millrace.envs.protocol import SlotEnv
+from millrace.nets.actor import Actor
+from millrace.ops.sampling import best_actions, sample_actions
+from millrace.types import Array, EpisodeRecord, RolloutLayout, SlotSpec
+
+MAX_SLOTS = 64
+Choose = Callable[[dict[str, Array], Array | None], Array]  # observations and mask of B slots to actions [B, A]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The episodes that were played, in the order of their seeds."""
+
+    episodes: list[EpisodeRecord]
+
+    @property
+    def returns(self) -> Array:
+        """[N] undiscounted returns."""
+        return np.array([episode.episode_return for episode in self.episodes])
+
+    @property
+    def mean_return(self) -> float:
+        return float(self.returns.mean())
+
+    def figure(self, name: str) -> Array:
+        """[N] of one of the game's own figures."""
+        return np.array([episode.figures.get(name, np.nan) for episode in self.episodes])
+
+
+def evaluate(
+    policy: LoadedPolicy | str | Path,
+    env: str | Callable[..., Any] | None = None,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    env_kwargs: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Play episodes with seeds seed, seed + 1, ...
+
+    Args:
+        policy: loaded, or where to load it from.
+        env: id or callable; None for the one that the policy was trained on.
+    """
+    loaded = policy if isinstance(policy, LoadedPolicy) else load_policy(policy)
+    config = EnvConfig(env if isinstance(env, str) else loaded.env_id)
+    kwargs = {**(loaded.env_kwargs if env is None else {}), **(env_kwargs or {})}
+    maker = EnvMaker(dataclasses.replace(config, kwargs=kwargs), env if callable(env) else None)
+    return Evaluation(play_episodes(loaded.actor, maker, episodes, seed, deterministic))
+
+
+def play_episodes(
+    actor: Actor, maker: EnvMaker, episodes: int, seed: int, deterministic: bool = True
+) -> list[EpisodeRecord]:
+    """Episodes with seeds seed..seed+episodes-1 under an actor, many at a time."""
+    return play_with(lambda spec: actor_choice(actor, spec, deterministic, seed), maker, episodes, seed)
+
+
+def actor_choice(actor: Actor, spec: SlotSpec, deterministic: bool, seed: int) -> Choose:
+    """How an actor chooses: the most probable action, or a draw."""
+    rng = np.random.default_rng(seed)
+
+    def choose(observation: dict[str, Array], mask: Array | None) -> Array:
+        params, _ = actor.forward(observation)
+        if deterministic:
+            return best_actions(spec.action, params, mask)
+        action = np.empty((len(params), spec.action.num_columns), spec.action.dtype)
+        sample_actions(spec.action, params, mask, rng, action, np.empty(len(params), np.float32))
+        return action
+
+    return choose
+
+
+def random_choice(spec: SlotSpec, seed: int) -> Choose:
+    """Uniform over what the mask allows."""
+
+    def flat(observation: dict[str, Array], mask: Array | None) -> Array:
+        num_rows = len(next(iter(observation.values())))
+        params = np.zeros((num_rows, spec.action.num_params), np.float32)
+        action = np.empty((num_rows, spec.action.num_columns), spec.action.dtype)
+        sample_actions(spec.action, params, mask, rng, action, np.empty(num_rows, np.float32))
+        return action
+
+    rng = np.random.default_rng(seed)
+    return flat
+
+
+def play_with(
+    make_choice: Callable[[SlotSpec], Choose], maker: EnvMaker, episodes: int, seed: int
+) -> list[EpisodeRecord]:
+    """Episodes with seeds seed..seed+episodes-1, chosen by anything that chooses.
+
+    Which slot plays which seed is settled beforehand, so that short episodes are not over-represented.
+    """
+    single = dataclasses.replace(maker, config=dataclasses.replace(maker.config, on_bad_value="refuse"))
+    num_slots = min(episodes, MAX_SLOTS)
+    env = single.make_seeded(num_slots, lambda slot, episode: seed + slot + episode * num_slots)
+    try:
+        records = _play(env, make_choice(env.spec), episodes)
+    finally:
+        env.close()
+    return [records[seed + i] for i in range(episodes)]
+
+
+def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecord]:
+    layout = RolloutLayout(env.spec, 1, env.num_slots)
+    rollout = layout.allocate()
+    rows = EnvRows(rollout, layout).rows
+    returns, steps = np.zeros(env.num_slots), np.zeros(env.num_slots, np.int64)
+    records: dict[int, EpisodeRecord] = {}
+    env.reset(rows[0])
+    row = rows[0]
+    wanted = {int(s) for s in env.episode_seeds()}
+    first = min(wanted)
+    while len(records) < episodes:
+        env.step(choose(row.observation, row.action_mask), rows[1])
+        row = rows[1]
+        returns += row.reward
+        steps += row.valid
+        # Read before the next step begins new episodes.
+        seeds = env.episode_seeds()
+        for slot, figures in env.pop_figures():
+            if int(seeds[slot]) < first + episodes:
+                records[int(seeds[slot])] = EpisodeRecord(
+                    float(returns[slot]), int(steps[slot]), int(seeds[slot]), figures
+                )
+            returns[slot], steps[slot] = 0.0, 0
+    return records

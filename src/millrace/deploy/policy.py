@@ -1,0 +1,124 @@
+"""A trained policy from a checkpoint: no worker, no environment, no code from the file; dense ones need no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from millrace.config import Config, NetConfig
+from millrace.envs.make import EnvMaker
+from millrace.envs.spaces import MASK_KEY, action_converter, leaves, pick, space_from_json, space_to_json
+from millrace.errors import CheckpointError
+from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
+from millrace.ops.sampling import best_actions, sample_actions
+from millrace.rundir import find_checkpoint
+from millrace.types import Array, SlotSpec
+
+
+def describe_policy(maker: EnvMaker, config: Config, spec: SlotSpec, index: WeightsIndex) -> dict[str, Any]:
+    """Everything besides the arrays that is needed to act, as plain values."""
+    env = maker.make_single()
+    try:
+        is_vector = hasattr(env, "single_action_space")
+        observation_space = env.single_observation_space if is_vector else env.observation_space
+        action_space = env.single_action_space if is_vector else env.action_space
+        return {
+            "env_id": config.env.id if maker.factory is None else maker.name,
+            "env_kwargs": config.env.kwargs,
+            "spec": spec.to_json(),
+            "observation_space": space_to_json(observation_space),
+            "action_space": space_to_json(action_space),
+            "net": dataclasses.asdict(config.net),
+            "normalize_observation": config.ppo.normalize_observation,
+            "weights_index": [[name, list(shape)] for name, shape in index],
+        }
+    finally:
+        env.close()
+
+
+class LoadedPolicy:
+    """Acts on raw observations, one or a batch, and gives what `env.step` wants."""
+
+    def __init__(self, record: Mapping[str, Any], actor: Actor, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.env_id: str = record["env_id"]
+        self.env_kwargs: dict[str, Any] = record["env_kwargs"]
+        self.spec = SlotSpec.from_json(record["spec"])
+        self.actor = actor
+        self._leaves = [leaf for leaf in leaves(space_from_json(record["observation_space"]))]
+        self._convert = action_converter(space_from_json(record["action_space"]))
+        self._rng = np.random.default_rng(0)
+
+    def act(self, obs: Any, *, action_mask: Array | None = None, deterministic: bool = True) -> Any:
+        """The action for an observation as the environment gives it, or a list of actions for a batch.
+
+        Args:
+            obs: matches the observation space, or with one leading dimension more.
+            action_mask: [M] or [N, M], where the mask is not part of the observation.
+            deterministic: the most probable action; else a draw.
+
+        Raises:
+            ValueError: a shape that does not fit.
+        """
+        arrays, mask, is_batch = self._arrays(obs, action_mask)
+        params, _ = self.actor.forward(arrays)
+        columns = self._choose(params, mask, deterministic)
+        actions = [self._convert(row) for row in columns]
+        return actions if is_batch else actions[0]
+
+    def value(self, obs: Any) -> Array:
+        """The value estimates [N] of one observation or a batch."""
+        return self.actor.forward(self._arrays(obs, None)[0])[1]
+
+    def _choose(self, params: Array, mask: Array | None, deterministic: bool) -> Array:
+        spec = self.spec.action
+        if deterministic:
+            return best_actions(spec, params, mask)
+        action, log_prob = np.empty((len(params), spec.num_columns), spec.dtype), np.empty(len(params), np.float32)
+        sample_actions(spec, params, mask, self._rng, action, log_prob)
+        return action
+
+    def _arrays(self, obs: Any, mask: Array | None) -> tuple[dict[str, Array], Array | None, bool]:
+        arrays, is_batch = {}, False
+        for name, path, _ in self._leaves:
+            value = np.asarray(pick(obs, path))
+            if name == MASK_KEY:
+                mask = value
+                continue
+            spec = self.spec.observation[name]
+            is_batch = value.ndim > len(spec.shape)
+            if value.shape[int(is_batch) :] != spec.shape:
+                raise ValueError(f"the observation {name} has shape {value.shape}; {spec.shape} or [N, ...] is needed")
+            arrays[name] = (value if is_batch else value[None]).astype(spec.dtype, copy=False)
+        if mask is not None:
+            mask = np.asarray(mask, bool).reshape(-1, self.spec.action.num_logits)
+        return arrays, mask, is_batch
+
+
+def load_policy(path: str | Path | None = None, *, network: Any = None) -> LoadedPolicy:
+    """The policy of a run, a checkpoint, or (without a path) the newest run.
+
+    Args:
+        network: the `nn.Module` that was trained, where it was the user's own: files never name code.
+
+    Raises:
+        CheckpointError: missing, damaged, newer than this Millrace, or of another network.
+    """
+    checkpoint = find_checkpoint(path)
+    record, arrays = checkpoint.read_policy()
+    index = [(name, tuple(shape)) for name, shape in record["weights_index"]]
+    net = NetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["net"].items()})
+    maker = ActorMaker(SlotSpec.from_json(record["spec"]), net, index, record["normalize_observation"], network)
+    try:
+        weights = np.concatenate([arrays[name].reshape(-1).astype(np.float32) for name, _ in index])
+        actor = maker.make()
+        actor.load(weights)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit its network ({error}); a network of your own is passed as network=..."
+        ) from None
+    return LoadedPolicy(record, actor, checkpoint.path)

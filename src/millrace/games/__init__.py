@@ -1,0 +1,1 @@
+"""Built-in games: rules only, compiled by Numba, many slots at a time."""

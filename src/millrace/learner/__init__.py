@@ -1,0 +1,1 @@
+"""Learning: targets, minibatches, epochs of clipped gradient descent. Owns policy and optimiser."""

@@ -1,0 +1,1 @@
+"""Figures of a run: what they mean, and where they go."""

@@ -1,0 +1,114 @@
+"""What a collector needs of a policy: distribution parameters and values for a batch of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from millrace.config import NetConfig
+from millrace.nets.inputs import dense_keys, image_keys, normalized_keys
+from millrace.types import Array, SlotSpec
+
+WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]  # name and shape of each part of the flat weights, in order
+OBSERVATION_CLIP = 10.0
+
+
+class Actor(Protocol):
+    """A policy copy that only acts."""
+
+    def load(self, weights: Array) -> None:
+        """Take the flat float32 weights."""
+
+    def forward(self, observation: dict[str, Array]) -> tuple[Array, Array]:
+        """Raw observations [B, ...] to distribution parameters [B, P] and values [B], float32."""
+
+
+@dataclass(frozen=True)
+class ActorMaker:
+    """How to make an actor: picklable, so that workers make their own.
+
+    Attributes:
+        network: a user's own torch module; it rules the NumPy actor out.
+    """
+
+    spec: SlotSpec
+    net: NetConfig
+    index: WeightsIndex
+    normalize_observation: bool = False
+    network: Any = None
+
+    @property
+    def needs_torch(self) -> bool:
+        """Dense networks run in NumPy, three times faster at these sizes and without torch's memory."""
+        return self.network is not None or bool(image_keys(self.spec, self.net))
+
+    def make(self) -> Actor:
+        if not self.needs_torch:
+            return NumpyActor(self.spec, self.net, self.index, self.normalize_observation)
+        from millrace.nets.torch_actor import TorchActor
+
+        return TorchActor(self.spec, self.net, self.normalize_observation, self.network)
+
+
+class NumpyActor:
+    """The dense policy of `millrace.nets.policy` in NumPy."""
+
+    def __init__(self, spec: SlotSpec, net: NetConfig, index: WeightsIndex, normalize_observation: bool) -> None:
+        self._spec = spec
+        self._keys = dense_keys(spec, net)
+        self._normalized = set(normalized_keys(spec, normalize_observation))
+        self._activation = np.tanh if net.activation == "tanh" else _relu
+        self._trunks = ("trunk",) if net.shared else ("actor", "critic")
+        self._depth = len(net.hidden)
+        self._index = index
+        self._parts: dict[str, Array] = {}
+
+    def load(self, weights: Array) -> None:
+        first = 0
+        for name, shape in self._index:
+            size = int(np.prod(shape, dtype=np.int64))
+            part = weights[first : first + size].reshape(shape)
+            # Transposed once here instead of at every step.
+            self._parts[name] = np.ascontiguousarray(part.T if name.endswith("weight") else part)
+            first += size
+        self._log_std = self._parts.get("log_std")
+
+    def forward(self, observation: dict[str, Array]) -> tuple[Array, Array]:
+        x = self._inputs(observation)
+        hidden = [self._dense(trunk, x) for trunk in self._trunks]
+        parts = self._parts
+        params = hidden[0] @ parts["network.policy_head.weight"]
+        params += parts["network.policy_head.bias"]
+        value = hidden[-1] @ parts["network.value_head.weight"]
+        value += parts["network.value_head.bias"]
+        if self._log_std is not None:
+            params = np.concatenate([params, np.broadcast_to(self._log_std, (len(params), self._log_std.size))], 1)
+        return params, value[:, 0]
+
+    def _dense(self, trunk: str, x: Array) -> Array:
+        for layer in range(self._depth):
+            x = x @ self._parts[f"network.{trunk}.{layer}.weight"]
+            x += self._parts[f"network.{trunk}.{layer}.bias"]
+            x = self._activation(x, out=x)
+        return x
+
+    def _inputs(self, observation: dict[str, Array]) -> Array:
+        columns = [self._prepared(key, observation[key]) for key in self._keys]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+    def _prepared(self, key: str, array: Array) -> Array:
+        spec = self._spec.observation[key]
+        if spec.num_classes:
+            return np.eye(spec.num_classes, dtype=np.float32)[array].reshape(len(array), -1)
+        flat = array.reshape(len(array), -1).astype(np.float32, copy=False)
+        if key in self._normalized:
+            offset, factor = self._parts[f"normalizer.{key}.offset"], self._parts[f"normalizer.{key}.factor"]
+            return np.clip((flat - offset.ravel()) * factor.ravel(), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+        return flat * np.float32(spec.scale) if spec.scale != 1.0 else flat
+
+
+def _relu(x: Array, out: Array) -> Array:
+    return np.maximum(x, 0.0, out=out)

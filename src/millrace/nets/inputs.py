@@ -1,0 +1,27 @@
+"""Which observation goes into which encoder. No torch here: the NumPy actor reads it too."""
+
+from __future__ import annotations
+
+from millrace.config import NetConfig
+from millrace.types import SlotSpec
+
+FLAT_IMAGE_LIMIT = 2048  # ours: below this a dense layer is cheaper than convolutions on a CPU
+
+
+def image_keys(spec: SlotSpec, net: NetConfig) -> list[str]:
+    """Observations that go through convolutions."""
+    if net.image == "flat":
+        return []
+    limit = FLAT_IMAGE_LIMIT if net.image == "auto" else 0
+    return [key for key, array in spec.observation.items() if array.is_image and array.num_inputs > limit]
+
+
+def dense_keys(spec: SlotSpec, net: NetConfig) -> list[str]:
+    """Observations that are flattened and laid side by side, in the order of the space."""
+    images = image_keys(spec, net)
+    return [key for key in spec.observation if key not in images]
+
+
+def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
+    """Observations that running statistics normalise: floating-point ones, where that is switched on."""
+    return [key for key, array in spec.observation.items() if enabled and array.dtype.startswith("float")]

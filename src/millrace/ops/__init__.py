@@ -1,0 +1,1 @@
+"""The papers: pure functions on arrays and tensors, each with its shapes and its source."""

@@ -1,0 +1,105 @@
+"""The `auto` values of the settings, from the environment and the machine. What comes out is saved with the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from millrace import system
+from millrace.collect.collector import EnvRows
+from millrace.config import CollectConfig, Config, PPOConfig
+from millrace.envs.game_slots import GameSlots
+from millrace.envs.make import EnvMaker
+from millrace.envs.vector_slots import VectorSlots
+from millrace.errors import ConfigError
+from millrace.nets.inputs import image_keys
+from millrace.types import RolloutLayout, SlotSpec
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one look at the environment told."""
+
+    spec: SlotSpec
+    same_step_reset: bool
+    is_native: bool
+    exactness: str
+
+
+def probe_env(maker: EnvMaker) -> Probe:
+    """Make one copy, look, and close it; compiled games compile here, before workers start."""
+    env = maker.make(1, seed=0)
+    try:
+        is_native = isinstance(env, GameSlots | VectorSlots)
+        if isinstance(env, GameSlots):
+            _compile(env)
+        return Probe(env.spec, env.same_step_reset, is_native, env.exactness)
+    finally:
+        env.close()
+
+
+def _compile(env: GameSlots) -> None:
+    layout = RolloutLayout(env.spec, 1, env.num_slots)
+    rollout = layout.allocate()
+    rows = EnvRows(rollout, layout).rows
+    env.reset(rows[0])
+    env.step(rollout.action[0], rows[1])
+
+
+def resolve(config: Config, probe: Probe) -> Config:
+    """The settings with every auto value filled in.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    config = replace(config, collect=_collect(config, probe))
+    config = replace(config, ppo=_ppo(config), device=_device(config, probe))
+    collect, ppo = config.collect, config.ppo
+    batch = batch_size_rows(config)
+    if batch % ppo.minibatch_size:
+        near = max(size for size in range(1, min(ppo.minibatch_size, batch) + 1) if batch % size == 0)
+        raise ConfigError(
+            f"ppo.minibatch_size={ppo.minibatch_size} does not divide the batch of {batch} rows "
+            f"({collect.workers} workers x {collect.envs_per_worker} slots x {collect.rollout_steps} steps); try {near}"
+        )
+    return config
+
+
+def batch_size_rows(config: Config) -> int:
+    """Rows of one update: workers x slots x steps."""
+    return config.collect.workers * config.collect.envs_per_worker * config.collect.rollout_steps
+
+
+def _collect(config: Config, probe: Probe) -> CollectConfig:
+    collect, cores = config.collect, system.available_cores()
+    backend = collect.backend
+    if backend == "auto":
+        backend = "serial" if cores == 1 and collect.workers <= 1 else "processes"
+    # One core is the learner's.
+    workers = collect.workers or (1 if backend == "serial" else max(1, cores - 1))
+    envs = collect.envs_per_worker or (64 if probe.is_native else 8)
+    steps = collect.rollout_steps or (32 if probe.is_native else 128)
+    lag = collect.max_policy_lag if collect.max_policy_lag >= 0 else (0 if backend == "serial" else 1)
+    return replace(
+        collect, backend=backend, workers=workers, envs_per_worker=envs, rollout_steps=steps, max_policy_lag=lag
+    )
+
+
+def _ppo(config: Config) -> PPOConfig:
+    ppo, batch = config.ppo, batch_size_rows(config)
+    threads = ppo.threads
+    if not threads:
+        overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
+        threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))
+    # A quarter of the batch, as most recipes of the literature have it.
+    minibatch = ppo.minibatch_size or max(size for size in range(1, max(batch // 4, 1) + 1) if batch % size == 0)
+    return replace(ppo, threads=threads, minibatch_size=minibatch)
+
+
+def _device(config: Config, probe: Probe) -> str:
+    if config.device != "auto":
+        return config.device
+    if not image_keys(probe.spec, config.net):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

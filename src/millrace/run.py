@@ -1,0 +1,468 @@
+"""Composition of a run: its directory, its parts, and what happens between updates."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from millrace import __version__
+from millrace.buffer.queue import Batch
+from millrace.checkpoints.store import Checkpoint, CheckpointStore
+from millrace.collect.pool import CollectorPool, PoolSetup
+from millrace.collect.source import RolloutSource
+from millrace.config import Config
+from millrace.deploy.evaluate import play_episodes
+from millrace.deploy.policy import describe_policy
+from millrace.envs.make import EnvMaker
+from millrace.envs.protocol import episode_seed
+from millrace.errors import CheckpointError, MissingExtraError
+from millrace.learner.ppo import Learner
+from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
+from millrace.nets.actor import ActorMaker
+from millrace.resolve import Probe, batch_size_rows, probe_env, resolve
+from millrace.rundir import RunDirectory, new_run_path
+from millrace.types import EpisodeRecord, RolloutLayout
+
+RECENT_EPISODES = 100
+STOP_GRACE_S = 10.0
+SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
+
+
+class Run:
+    """Everything that the loop touches. A context manager: leaving it stops workers and closes files."""
+
+    def __init__(
+        self,
+        config: Config,
+        maker: EnvMaker,
+        network: Any = None,
+        resume_from: Checkpoint | None = None,
+        init_from: Checkpoint | None = None,
+        json_output: bool = False,
+        started_s: float | None = None,
+    ) -> None:
+        self._begin_s = time.perf_counter() if started_s is None else started_s
+        self.stopping = ""
+        self._maker, self._network, self._json_output = maker, network, json_output
+        self._resume_from, self._init_from = resume_from, init_from
+        self._requested = config
+        self._signalled_s = 0.0
+        self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
+        self.recent: collections.deque[EpisodeRecord] = collections.deque(maxlen=RECENT_EPISODES)
+        self._earlier_s = 0.0  # spent by earlier processes of this run
+        self._best_score = -np.inf
+        self._eval_return: float | None = None
+        self._notes: list[str] = []
+
+    def __enter__(self) -> Run:
+        try:
+            self._open()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    # Opening -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
+        config = self._requested
+        path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
+        self.directory = RunDirectory(path)
+        self.directory.create()
+        self.sinks = Sinks(self._make_sinks(config, path))
+        self.probe: Probe = probe_env(self._maker)
+        self.config = dataclasses.replace(resolve(config, self.probe), run_dir=str(path))
+        self.directory.write_config(self.config)
+        self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
+        self.learner = self._make_learner()
+        self._install_signals()
+        self.source = self._make_source()
+        states = self._restore() if self._resume_from else None
+        self.publish()
+        self.source.pool.start()
+        if self._resume_from:
+            self._restore_collectors(states)
+        self._last_row_s = self._last_checkpoint_s = self._train_begin_s = time.perf_counter()
+        self._last_row_steps = self._last_checkpoint_steps = self._last_eval_steps = self.env_steps
+        self.startup_s = self._train_begin_s - self._begin_s
+        self._write_status("running")
+
+    def _make_sinks(self, config: Config, path: Path) -> list[Any]:
+        sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
+        if config.metrics.tensorboard:
+            from millrace.metrics.tensorboard import TensorBoardSink
+
+            try:
+                sinks.append(TensorBoardSink(path / "tensorboard"))
+            except MissingExtraError as error:
+                self._notes.append(f"no TensorBoard files: {error}")
+        console = config.metrics.console
+        if self._json_output:
+            sinks.append(StdoutJsonSink())
+        elif console == "live" or (console == "auto" and sys.stdout.isatty()):
+            from millrace.metrics.console import LiveSink
+
+            sinks.append(LiveSink(f"millrace {self._maker.name}", config.total_env_steps, config.stop.wall_s))
+        elif console != "off":
+            sinks.append(LinesSink(config.total_env_steps))
+        return sinks
+
+    def _make_learner(self) -> Learner:
+        import torch
+
+        from millrace.nets.policy import Policy
+
+        torch.set_num_threads(self.config.ppo.threads)
+        torch.manual_seed(self.config.seed)
+        policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
+        policy.to(self.config.device)
+        if self._init_from is not None:
+            load_into(policy, self._init_from)
+        return Learner(policy, self.config.ppo, self.config.total_env_steps, self.config.seed)
+
+    def _make_source(self) -> RolloutSource:
+        config = self.config
+        policy = self.learner.policy
+        layout = RolloutLayout(
+            self.probe.spec, config.collect.rollout_steps, config.collect.envs_per_worker, self.probe.same_step_reset
+        )
+        index = policy.weights_index()
+        setup = PoolSetup(
+            env_maker=self._maker,
+            actor_maker=ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network),
+            layout=layout,
+            config=config.collect,
+            seed=config.seed,
+            num_rollouts=config.collect.workers * (config.collect.max_policy_lag + 1) + SPARE_ROLLOUTS,
+            weights_size=len(self.learner.weights()),
+        )
+        return RolloutSource(make_pool(setup), config.collect)
+
+    # Between updates -----------------------------------------------------------------------------------------
+
+    def should_stop(self) -> bool:
+        """Whether waiting for the next batch has become pointless: asked to stop, and the grace is over."""
+        return bool(self._signalled_s) and time.monotonic() - self._signalled_s > STOP_GRACE_S
+
+    def publish(self) -> None:
+        """Make the learner's weights the newest ones."""
+        self.source.pool.board.publish(self.learner.weights(), self.learner.updates)
+
+    def record(self, batch: Batch, stats: dict[str, float]) -> None:
+        """Count a batch, write a row of figures if one is due, and see whether it is time to end."""
+        self.env_steps += batch.env_steps
+        self.episodes += len(batch.episodes)
+        self.recent.extend(batch.episodes)
+        self.record_faults()
+        self._stop_if_done()
+        if time.perf_counter() - self._last_row_s >= self.config.metrics.every_s or self.stopping or self.is_complete:
+            self._write_row(stats)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.env_steps >= self.config.total_env_steps
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return of the last 100 training episodes; nan before the first."""
+        return float(np.mean([e.episode_return for e in self.recent])) if self.recent else float("nan")
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of this run, those of earlier processes included."""
+        return self._earlier_s + time.perf_counter() - self._begin_s
+
+    def _stop_if_done(self) -> None:
+        stop = self.config.stop
+        if stop.updates and self.learner.updates >= stop.updates:
+            self.stopping = f"stop.updates={stop.updates} reached"
+        elif stop.episodes and self.episodes >= stop.episodes:
+            self.stopping = f"stop.episodes={stop.episodes} reached"
+        elif stop.wall_s and self.wall_s >= stop.wall_s:
+            self.stopping = f"stop.wall_s={stop.wall_s:g} reached"
+        elif (
+            stop.mean_return is not None
+            and len(self.recent) == RECENT_EPISODES
+            and self.mean_return >= stop.mean_return
+        ):
+            self.stopping = f"stop.mean_return={stop.mean_return:g} reached"
+
+    def _write_row(self, stats: dict[str, float]) -> None:
+        now_s = time.perf_counter()
+        row: dict[str, float] = {
+            "env_steps": self.env_steps,
+            "time_s": round(self.wall_s, 4),
+            "updates": self.learner.updates,
+            "episodes": self.episodes,
+            "steps_per_second": (self.env_steps - self._last_row_steps) / max(now_s - self._last_row_s, 1e-9),
+            **self._episode_figures(),
+            **stats,
+            "skipped_steps": self.learner.skipped_steps,
+            "skipped_updates": self.updates_skipped,
+            **vars(self.source.counts),
+            **self._time_shares(now_s),
+        }
+        workers = range(self.config.collect.workers)
+        row["workers_up"] = sum(self.source.pool.is_up(worker) for worker in workers)
+        memory = self.source.pool.memory_bytes()
+        if memory:
+            row["worker_memory_mb"] = max(memory) / 2**20
+        self._last_row_s, self._last_row_steps = now_s, self.env_steps
+        self.sinks.write(row)
+
+    def _episode_figures(self) -> dict[str, float]:
+        if not self.recent:
+            return {}
+        figures = {
+            "episode_return": self.mean_return,
+            "episode_length_steps": float(np.mean([e.length_steps for e in self.recent])),
+        }
+        for name in self.recent[-1].figures:
+            values = [e.figures[name] for e in self.recent if name in e.figures]
+            figures[f"game/{name}"] = float(np.mean(values))
+        if self._eval_return is not None:
+            figures["eval_return"] = self._eval_return
+        return figures
+
+    def _time_shares(self, now_s: float) -> dict[str, float]:
+        """Where collectors and trainer spent their time since training began."""
+        times = self.source.times
+        collected_s = max(times.step_s + times.inference_s + times.other_s + times.wait_s, 1e-9)
+        trained_s = max(now_s - self._train_begin_s, 1e-9)
+        learn, wait = self.learner.busy_s / trained_s, self.source.learner_wait_s / trained_s
+        return {
+            "share_step": times.step_s / collected_s,
+            "share_inference": times.inference_s / collected_s,
+            "share_collector_other": times.other_s / collected_s,
+            "share_collector_wait": times.wait_s / collected_s,
+            "share_learn": learn,
+            "share_learner_wait": wait,
+            "share_trainer_other": max(0.0, 1.0 - learn - wait),
+        }
+
+    def record_faults(self) -> None:
+        faults = self.source.pool.setup.faults
+        while faults:
+            fault = faults.pop(0)
+            try:
+                where = f"; reproduce: millrace replay {fault.write(self.directory.path / 'crashes', self._env_record())}"
+            except OSError as error:
+                where = f"; its crash file could not be written: {error.strerror}"
+            self.sinks.note(f"{fault.message} ({fault.kind}): restarted{where}")
+
+    def add_notes(self, notes: list[str]) -> None:
+        """Sentences to tell at the start."""
+        self._notes += notes
+
+    def _env_record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config.env)
+
+    def evaluate_if_due(self) -> None:
+        """Play the fixed evaluation seeds if enough steps have passed."""
+        settings = self.config.eval
+        if not settings.every_env_steps or self.env_steps - self._last_eval_steps < settings.every_env_steps:
+            return
+        self._last_eval_steps = self.env_steps
+        actor_maker = self.source.pool.setup.actor_maker
+        actor = actor_maker.make()
+        actor.load(self.learner.weights())
+        maker = self._maker.with_kwargs(**settings.kwargs)
+        records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
+        self._eval_return = float(np.mean([record.episode_return for record in records]))
+        if self._eval_return > self._best_score:
+            self._best_score = self._eval_return
+            self.checkpoint()
+            self.store.best_env_steps = self.env_steps
+
+    def checkpoint_if_due(self) -> None:
+        """Write a checkpoint if enough steps or seconds have passed."""
+        settings = self.config.checkpoint
+        by_steps = settings.every_env_steps and self.env_steps - self._last_checkpoint_steps >= settings.every_env_steps
+        by_time = settings.every_s and time.perf_counter() - self._last_checkpoint_s >= settings.every_s
+        if by_steps or by_time:
+            self.checkpoint()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Write a checkpoint now; a full disk is told about and survived."""
+        self._last_checkpoint_s, self._last_checkpoint_steps = time.perf_counter(), self.env_steps
+        if not self.config.eval.every_env_steps and self.recent and self.mean_return > self._best_score:
+            self._best_score, self.store.best_env_steps = self.mean_return, self.env_steps
+        try:
+            written = self.store.write(
+                self.env_steps, self._policy_record(), self._policy_arrays(), self._trainer_state(), __version__
+            )
+            for path in self.store.retire():
+                self._log(f"deleted the checkpoint {path.name}: checkpoint.keep_last={self.config.checkpoint.keep_last}")
+            self._write_status("running")
+            return written
+        except OSError as error:
+            self.sinks.note(f"no checkpoint could be written at {self.env_steps} steps ({error}); training goes on")
+            return None
+
+    def _log(self, text: str) -> None:
+        LogSink(self.directory.path / "log.txt").note(text)
+
+    # What a checkpoint holds ---------------------------------------------------------------------------------
+
+    def _policy_record(self) -> dict[str, Any]:
+        return describe_policy(self._maker, self.config, self.probe.spec, self.learner.policy.weights_index())
+
+    def _policy_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: tensor.cpu().numpy() for name, tensor in self.learner.policy.state_dict().items()}
+
+    def _trainer_state(self) -> dict[str, Any]:
+        return {
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "updates_skipped": self.updates_skipped,
+            "wall_s": self.wall_s,
+            "best_score": float(self._best_score),
+            "best_env_steps": self.store.best_env_steps,
+            "last_eval_steps": self._last_eval_steps,
+            "recent": [dataclasses.asdict(episode) for episode in self.recent],
+            "counts": vars(self.source.counts).copy(),
+            "learner": self.learner.save_state(),
+            "collectors": self.source.save_state(),
+        }
+
+    def _restore(self) -> Any:
+        assert self._resume_from is not None
+        load_into(self.learner.policy, self._resume_from)
+        state = self._resume_from.read_trainer()
+        self.learner.load_state(state["learner"])
+        self.env_steps, self.episodes = state["env_steps"], state["episodes"]
+        self.updates_skipped, self._earlier_s = state["updates_skipped"], state["wall_s"]
+        self._best_score, self.store.best_env_steps = state["best_score"], state["best_env_steps"]
+        self.recent.extend(EpisodeRecord(**episode) for episode in state["recent"])
+        for name, value in state["counts"].items():
+            setattr(self.source.counts, name, value)
+        if state["collectors"] is None:
+            # New episodes, then, and not those of the beginning once more.
+            setup = self.source.pool.setup
+            setup.seed = episode_seed(setup.seed, 1, self.env_steps)
+        return state["collectors"]
+
+    def _restore_collectors(self, states: Any) -> None:
+        problems = self.source.load_state(states)
+        cut = len(problems) * self.config.collect.envs_per_worker
+        if states is None:
+            cut = self.config.collect.workers * self.config.collect.envs_per_worker
+        exactly = "exactly where it stopped" if not problems else f"with {cut} episodes cut and begun anew"
+        self.sinks.note(f"resumed at {self.env_steps:,} steps, {exactly}")
+        for problem in problems:
+            self.sinks.note(f"  {problem}")
+
+    # Ending --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The last checkpoint and the last status."""
+        if self._signalled_s and self.source.drain():
+            self.sinks.note(f"dropped {self.source.counts.dropped_env_steps} collected steps to stop in time")
+        self.checkpoint()
+        self._write_status("complete" if self.is_complete else self.stopping or "stopped")
+
+    def _write_status(self, state: str) -> None:
+        status = {
+            "state": state, "env_steps": self.env_steps, "wall_s": self.wall_s, "pid": os.getpid(),
+            "mean_return": None if np.isnan(self.mean_return) else self.mean_return,
+        }
+        try:
+            self.directory.write_status(status)
+        except OSError as error:
+            warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
+
+    def _install_signals(self) -> None:
+        self._old_handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if self._signalled_s:
+            self._leave_at_once()
+        self._signalled_s = time.monotonic()
+        self.stopping = f"stopped by {signal.Signals(number).name}"
+        print(
+            f"\n{signal.Signals(number).name}: stopping at the next update, {STOP_GRACE_S:.0f} s from now at the latest; "
+            "once more leaves at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _leave_at_once(self) -> None:
+        """Nothing is saved and nothing stays: workers are killed, memory goes with its last holder."""
+        for pid in getattr(self.source.pool, "pids", list)():
+            os.kill(pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
+        os._exit(130)
+
+    def _close(self) -> None:
+        for number, handler in getattr(self, "_old_handlers", {}).items():
+            signal.signal(number, handler)
+        closers: list[Callable[[], None]] = []
+        if hasattr(self, "source"):
+            closers.append(self.source.close)
+        if hasattr(self, "sinks"):
+            closers.append(self.sinks.close)
+        closers += [self.directory.lock.release] if hasattr(self, "directory") else []
+        closers.append(self._blas_limit.restore_original_limits)
+        for close in closers:
+            close()
+
+    def describe(self) -> list[str]:
+        """What a person wants to read at the start: sizes and the choices that were made."""
+        config = self.config
+        collect = config.collect
+        actor = "torch" if self.source.pool.setup.actor_maker.needs_torch else "NumPy"
+        lines = [
+            f"run       {self.directory.path}",
+            f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
+            f"{collect.rollout_steps} steps = {batch_size_rows(config):,} rows an update, lag {collect.max_policy_lag}, "
+            f"inference in {actor}",
+            f"learn     {config.ppo.epochs} epochs of minibatches of {config.ppo.minibatch_size}, "
+            f"{config.ppo.threads} threads, {config.device}",
+        ]
+        if self.probe.exactness not in ("state", "replay"):
+            lines.append(f"resume    begins new episodes: {self.probe.exactness}")
+        return lines + self._notes
+
+
+def make_pool(setup: PoolSetup) -> CollectorPool:
+    """The place where collectors run: the one spot that knows the backends."""
+    if setup.config.backend == "serial":
+        from millrace.collect.serial import SerialPool
+
+        return SerialPool(setup)
+    from millrace.collect.processes import ProcessPool
+
+    return ProcessPool(setup)
+
+
+def load_into(policy: Any, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's arrays into a policy.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    import torch
+
+    _, arrays = checkpoint.read_policy()
+    try:
+        policy.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path} does not fit this network: {error}") from None

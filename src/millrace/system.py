@@ -1,0 +1,166 @@
+"""Everything that depends on the operating system, with its fallbacks: memory, locks, cores, disks."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from multiprocessing import reduction, shared_memory
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from millrace.errors import RunLockedError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class SharedBlock:
+    """Memory that this process and the workers it spawns see alike, zeroed at first.
+
+    On Linux an anonymous memory file passed by descriptor: not bounded by a small /dev/shm, and gone with its
+    last holder however that one dies. Elsewhere `multiprocessing.shared_memory`.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = max(nbytes, 1)
+        self._segment: shared_memory.SharedMemory | None = None
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("millrace", os.MFD_CLOEXEC)
+            os.ftruncate(self._fd, self.nbytes)
+            self.memory = memoryview(mmap.mmap(self._fd, self.nbytes))
+        else:
+            self._segment = shared_memory.SharedMemory(create=True, size=self.nbytes)
+            self.memory = self._segment.buf
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Picklable only while a worker is being spawned, which is when descriptors can travel."""
+        if self._segment is not None:
+            return _attach_segment, (self._segment.name, self.nbytes)
+        return _attach_fd, (reduction.DupFd(self._fd), self.nbytes)
+
+    def close(self) -> None:
+        """Let go. Arrays that still look into the block keep its memory until they are gone."""
+        if self._segment is not None:
+            with contextlib.suppress(BufferError):
+                self._segment.close()
+            self._segment.unlink()
+        elif self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _attach_fd(duplicate: Any, nbytes: int) -> SharedBlock:
+    block = SharedBlock.__new__(SharedBlock)
+    block.nbytes, block._segment = nbytes, None
+    block._fd = duplicate.detach()
+    block.memory = memoryview(mmap.mmap(block._fd, nbytes))
+    return block
+
+
+def _attach_segment(name: str, nbytes: int) -> SharedBlock:
+    block = SharedBlock.__new__(SharedBlock)
+    block.nbytes, block._fd = nbytes, -1
+    block._segment = shared_memory.SharedMemory(name=name)
+    block.memory = block._segment.buf
+    return block
+
+
+class FileLock:
+    """An exclusive lock that the operating system releases when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            RunLockedError: somebody else holds it; their process id is named.
+        """
+        file = open(self._path, "a+b")  # noqa: SIM115 - held until release
+        try:
+            _lock(file)
+        except OSError:
+            file.seek(0)
+            holder = file.read(32).decode(errors="replace").strip() or "unknown"
+            file.close()
+            raise RunLockedError(
+                f"{self._path.parent} is being trained by process {holder}; wait for it, stop it, or use another --run-dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 20)  # past the text, so that others can read who holds it
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in this directory survive a power cut, where the system can."""
+    if sys.platform == "win32":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def memory_pss_bytes(pid: int) -> int:
+    """Proportional set size of a process: its own memory plus its share of what it shares; 0 where unknown."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def memory_rss_bytes(pid: int) -> int:
+    """Resident set size of a process, which is cheap to read; 0 where unknown."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * mmap.PAGESIZE
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for the processes started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

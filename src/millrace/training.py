@@ -1,0 +1,210 @@
+"""The loop, and the two calls that run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from millrace.checkpoints.store import Checkpoint, find_checkpoints
+from millrace.config import Config
+from millrace.envs.make import EnvMaker
+from millrace.errors import ConfigError, WorkerError
+from millrace.run import Run
+from millrace.rundir import RunDirectory, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        mean_return: of the last 100 training episodes; nan where none finished.
+        wall_s: seconds of the run; steps_per_second leaves out its start.
+        reason: why it ended.
+    """
+
+    run_dir: Path
+    env_steps: int
+    updates: int
+    episodes: int
+    mean_return: float
+    wall_s: float
+    steps_per_second: float
+    reason: str
+
+    @property
+    def policy(self) -> Any:
+        """The trained policy, loaded from the last checkpoint; see `millrace.load_policy`."""
+        from millrace.deploy.policy import load_policy
+
+        return load_policy(self.run_dir)
+
+
+def loop(run: Run) -> None:
+    """Collect, learn, publish, until the run is complete or asked to stop."""
+    while not run.is_complete and not run.stopping:
+        batch = run.source.next_batch(run.should_stop)  # T steps x B slots, collected under old policies
+        if batch is None:
+            break
+        if not batch.env_steps:
+            run.updates_skipped += 1  # every worker was lost: nothing to learn from
+            continue
+        stats = run.learner.update(batch, run.env_steps)  # targets; K epochs of clipped minibatch descent
+        run.publish()
+        run.source.feedback(batch, stats)
+        run.record(batch, stats)
+        run.evaluate_if_due()
+        run.checkpoint_if_due()
+
+
+def execute(run: Run, announce: Callable[[str], None] | None = None) -> Result:
+    """Open the run, loop, and end it whole: a worker crisis still leaves a checkpoint."""
+    with run:
+        for line in run.describe() if announce else []:
+            announce(line)  # type: ignore[misc]
+        begin_s, begin_steps = time.perf_counter(), run.env_steps
+        try:
+            loop(run)
+        except WorkerError:
+            run.stopping = "worker failures"
+            run.record_faults()
+            run.finish()
+            raise
+        trained_s = time.perf_counter() - begin_s
+        run.finish()
+        return Result(
+            run_dir=run.directory.path,
+            env_steps=run.env_steps,
+            updates=run.learner.updates,
+            episodes=run.episodes,
+            mean_return=run.mean_return,
+            wall_s=run.wall_s,
+            steps_per_second=(run.env_steps - begin_steps) / max(trained_s, 1e-9),
+            reason=run.stopping or "complete",
+        )
+
+
+SHORT_NAMES = {
+    "total_env_steps": "total_env_steps",
+    "seed": "seed",
+    "device": "device",
+    "run_dir": "run_dir",
+    "backend": "collect.backend",
+    "workers": "collect.workers",
+    "envs_per_worker": "collect.envs_per_worker",
+    "rollout_steps": "collect.rollout_steps",
+    "max_policy_lag": "collect.max_policy_lag",
+    "max_episode_steps": "env.max_episode_steps",
+}
+
+
+def make_config(
+    env: str | Callable[..., Any] | Config, settings: Mapping[str, Any] | None = None, **short: Any
+) -> tuple[Config, EnvMaker]:
+    """Settings and environment maker from an id, a callable or a config, overruled by settings and short names.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one, or a bad value.
+    """
+    config = env if isinstance(env, Config) else Config()
+    if isinstance(env, str):
+        config = Config.from_toml(env) if env.endswith(".toml") else config.replace({"env.id": env})
+    unknown = [name for name in short if name not in SHORT_NAMES]
+    if unknown:
+        raise ConfigError(f"there is no argument {unknown[0]!r}; have {', '.join(SHORT_NAMES)}, or settings={{...}}")
+    overrules = {SHORT_NAMES[name]: str(value) if name == "run_dir" and value else value for name, value in short.items()}
+    config = config.replace({**(settings or {}), **{k: v for k, v in overrules.items() if v is not None}})
+    factory = env if callable(env) else None
+    return config, EnvMaker(config.env, factory)
+
+
+def train(
+    env: str | Callable[..., Any] | Config,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    network: Any = None,
+    init_from: str | Path | None = None,
+    auto_resume: bool = False,
+    quiet: bool = False,
+    **short: Any,
+) -> Result:
+    """Train an agent.
+
+    Args:
+        env: a Gymnasium id, `module:function`, a TOML file, a callable that makes an environment, or a `Config`.
+        settings: dotted names, for example `{"ppo.clip": 0.1}`.
+        network: an `nn.Module` to use instead of the default; see `millrace.nets.policy.Network`.
+        init_from: run or checkpoint whose weights and normalisers to start from.
+        auto_resume: continue `run_dir` where it holds a checkpoint.
+        quiet: print nothing.
+        **short: total_env_steps, seed, backend, workers, envs_per_worker, max_policy_lag, device, run_dir, ...
+
+    Raises:
+        MillraceError: one of its kinds; every message says what to do.
+    """
+    started_s = time.perf_counter()
+    config, maker = make_config(env, settings, **short)
+    if quiet:
+        config = config.replace({"metrics.console": "off"})
+    resume_from = newest_of(config.run_dir) if auto_resume else None
+    _refuse_overwriting(config, resume_from)
+    start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
+    run = Run(config, maker, network, resume_from, start, started_s=started_s)
+    return execute(run, None if quiet else print)
+
+
+def resume(
+    run_dir: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    network: Any = None,
+    env: Callable[..., Any] | None = None,
+    quiet: bool = False,
+    **short: Any,
+) -> Result:
+    """Continue a run from its newest whole checkpoint, with some settings changed if wanted.
+
+    Args:
+        run_dir: a run, a checkpoint of one, or None for the newest run.
+        env: the callable that made the environment, where it was one.
+    """
+    started_s = time.perf_counter()
+    config, maker, checkpoint, problems = prepare_resume(run_dir, settings, env, **short)
+    if quiet:
+        config = config.replace({"metrics.console": "off"})
+    run = Run(config, maker, network, checkpoint, started_s=started_s)
+    run.add_notes(problems)
+    return execute(run, None if quiet else print)
+
+
+def prepare_resume(
+    run_dir: str | Path | None, settings: Mapping[str, Any] | None, env: Callable[..., Any] | None = None, **short: Any
+) -> tuple[Config, EnvMaker, Checkpoint, list[str]]:
+    """What a resumed run starts from, and what was wrong with newer checkpoints."""
+    checkpoint = find_checkpoint(run_dir)
+    directory = RunDirectory(checkpoint.path.parent.parent)
+    newest, problems = directory.newest_checkpoint()
+    is_named = run_dir is not None and Path(run_dir).resolve() == checkpoint.path.resolve()
+    config, maker = make_config(directory.read_config(), settings, **short)
+    config = dataclasses.replace(config, run_dir=str(directory.path))
+    return config, EnvMaker(config.env, env), checkpoint if is_named else newest, problems
+
+
+def newest_of(run_dir: str) -> Checkpoint | None:
+    """The newest whole checkpoint of a directory, or None where it holds none."""
+    if not run_dir:
+        raise ConfigError("auto-resume needs a run directory: --run-dir DIR")
+    directory = RunDirectory(Path(run_dir))
+    return directory.newest_checkpoint()[0] if find_checkpoints(directory.checkpoints) else None
+
+
+def _refuse_overwriting(config: Config, resume_from: Checkpoint | None) -> None:
+    if resume_from is None and config.run_dir and find_checkpoints(Path(config.run_dir) / "checkpoints"):
+        raise ConfigError(
+            f"{config.run_dir} already holds a run; continue it with `millrace resume {config.run_dir}` or "
+            "--auto-resume, or choose another --run-dir"
+        )
