@@ -153,12 +153,8 @@ def run_once(candidate: Candidate, repeat: int, timeout_s: float) -> Run:
                 timed_out = _wait(process, timeout_s)
                 wall_s = time.monotonic() - launched
         figures = {} if timed_out else _last_json(out_path)
-        message = (
-            "" if figures else _failure(process.returncode, timeout_s if timed_out else None, error_path)
-        )
-    return Run(
-        candidate.name, repeat, wall_s, load_before, memory.peak_mb, memory.median_mb, figures, error=message
-    )
+        message = "" if figures else _failure(process.returncode, timeout_s if timed_out else None, error_path)
+    return Run(candidate.name, repeat, wall_s, load_before, memory.peak_mb, memory.median_mb, figures, error=message)
 
 
 @contextlib.contextmanager
@@ -220,11 +216,7 @@ def _last_json(path: Path) -> dict[str, Any]:
 
 
 def _failure(exit_code: int, timeout_s: float | None, error_path: Path) -> str:
-    what = (
-        f"exit code {exit_code}, no JSON line"
-        if timeout_s is None
-        else f"not finished after {timeout_s:.0f} s"
-    )
+    what = f"exit code {exit_code}, no JSON line" if timeout_s is None else f"not finished after {timeout_s:.0f} s"
     tail = error_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:]
     text = "\n".join([what, *tail])
     for folder in (

@@ -52,8 +52,7 @@ def main() -> None:
         return
     script = (sys.executable, "-m", "benchmarks.memory_per_worker", "--seconds", str(arguments.seconds))
     candidates = [
-        harness.Candidate(f"millrace, {workers} workers", (*script, "--train", str(workers)))
-        for workers in WORKERS
+        harness.Candidate(f"millrace, {workers} workers", (*script, "--train", str(workers))) for workers in WORKERS
     ]
     runs = harness.measure("memory-per-worker", candidates, COLUMNS, arguments.repeats, TIMEOUT_S)
     print(f"{slope_mb(runs):.0f} MB for each additional worker (must: 200, aim: 120)")

@@ -1,8 +1,8 @@
 """What supervision, metrics and display cost together: steps per second with all on and with all off.
 
 `python -m benchmarks.overhead`; millrace runs in this interpreter. On and off alternate. The display draws
-into a pseudo-terminal, as for a person who watches. Supervision itself has no switch: what can be turned off of
-it is the action log and the checkpoints by time.
+into a pseudo-terminal, as for a person who watches. Supervision itself has no switch: what can be turned off
+of it is the action log and the checkpoints by time.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def main() -> None:
         train(arguments.train, arguments.env_steps)
         return
     script = (sys.executable, "-m", "benchmarks.overhead", "--env-steps", str(arguments.env_steps))
-    candidates = [
-        harness.Candidate(f"millrace, {side}", (*script, "--train", side), terminal=True) for side in SIDES
-    ]
+    candidates = [harness.Candidate(f"millrace, {side}", (*script, "--train", side), terminal=True) for side in SIDES]
     runs = harness.measure("overhead", candidates, COLUMNS, arguments.repeats, TIMEOUT_S, warmups=1)
     print(f"overhead {overhead_percent(runs):.1f} % (must: 3, aim: 1)")
 

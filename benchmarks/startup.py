@@ -58,7 +58,6 @@ model.save(sys.argv[1])
 COLUMNS = (
     harness.Column("import_s", "import, s", 3),
     harness.Column("first_action_s", "process start to first action, s", 2, better="lower"),
-    harness.Column("pss_peak_mb", "memory (PSS), MB"),
 )
 TIMEOUT_S = 60.0
 TRAIN_TIMEOUT_S = 180.0
@@ -80,7 +79,8 @@ def main() -> None:
 
 def _acting(side: str, python: str, checkpoint: Path) -> harness.Candidate:
     """A candidate that acts from a checkpoint, which is trained here."""
-    script = checkpoint.with_suffix(".py")  # a file: worker processes cannot import a program given by -c
+    # A file, as worker processes cannot import a program given by -c; its name must hide no package.
+    script = checkpoint.with_name(f"train_{side}.py")
     script.write_text(TRAIN[side], encoding="utf-8")
     subprocess.run(
         [python, str(script), str(checkpoint)],

@@ -37,9 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--repeats", type=int, default=5)
     run.add_argument("--warmups", type=int, default=0, help="rounds before that are not kept")
     run.add_argument("--seconds", type=float, help="how long to measure (default: the work's own)")
-    run.add_argument(
-        "--millrace-python", default=sys.executable, metavar="PATH", help="interpreter for millrace"
-    )
+    run.add_argument("--millrace-python", default=sys.executable, metavar="PATH", help="interpreter for millrace")
     run.add_argument("--dry", action="store_true", help="do not keep the results")
     show = commands.add_parser("show", help="print the tables of the kept results")
     names = sorted({work.name for work in WORKS} | {work.function for work in WORKS})
@@ -54,9 +52,7 @@ def _peer_names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     unknown = set(names) - set(peers())
     if unknown:
-        raise argparse.ArgumentTypeError(
-            f"no peer {', '.join(sorted(unknown))}; there are {', '.join(peers())}"
-        )
+        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(peers())}")
     return names
 
 

@@ -67,9 +67,7 @@ class Meter:
     def figures(self) -> Figures:
         """The figures of the throughput works."""
         if len(self._marks) < 3:
-            raise RuntimeError(
-                f"{len(self._marks)} updates in {self._seconds} s are too few to measure a rate"
-            )
+            raise RuntimeError(f"{len(self._marks)} updates in {self._seconds} s are too few to measure a rate")
         (first_s, first_steps), (last_s, last_steps) = self._marks[0], self._marks[-1]
         return {
             "steps_per_second": (last_steps - first_steps) / (last_s - first_s),

@@ -27,9 +27,7 @@ def python_of(peer: str, ours: str) -> str:
         return ours
     python = _venv_python(peer)
     if not python.exists():
-        raise SystemExit(
-            f"there is no environment for {peer}: run `python -m benchmarks.compare setup --peers {peer}`"
-        )
+        raise SystemExit(f"there is no environment for {peer}: run `python -m benchmarks.compare setup --peers {peer}`")
     return str(python)
 
 

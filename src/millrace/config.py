@@ -19,6 +19,22 @@ from typing import Any, Literal, TypeVar
 from millrace.errors import ConfigError
 from millrace.types import require
 
+RECIPES = Path(__file__).parent / "recipes"
+
+SHORT_NAMES = {
+    "total_env_steps": "total_env_steps",
+    "seed": "seed",
+    "device": "device",
+    "run_dir": "run_dir",
+    "backend": "collect.backend",
+    "workers": "collect.workers",
+    "envs_per_worker": "collect.envs_per_worker",
+    "rollout_steps": "collect.rollout_steps",
+    "max_policy_lag": "collect.max_policy_lag",
+    "max_episode_steps": "env.max_episode_steps",
+}
+"""Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
+
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -201,8 +217,8 @@ class MetricsConfig:
 
     tensorboard: bool = True
     """Write TensorBoard files (needs the extra `tensorboard`; left out with a note where it is missing)."""
-    console: Literal["auto", "live", "lines", "off"] = "auto"
-    """A live display on a terminal, plain lines elsewhere, or nothing."""
+    console: Literal["auto", "live", "lines", "json", "off"] = "auto"
+    """A live display on a terminal, plain lines elsewhere; or the rows as JSON lines, or nothing."""
     every_s: float = 0.5
     """Seconds between log rows; an update in between adds to the next row."""
 
@@ -234,10 +250,23 @@ class Config:
     def to_toml(self) -> str:
         """The complete settings as TOML, in the order of this file, top-level keys first."""
         tables = {name: value for name, value in _items(self) if dataclasses.is_dataclass(value)}
-        lines = [_toml_line(name, value) for name, value in _items(self) if name not in tables]
+        lines = [toml_line(name, value) for name, value in _items(self) if name not in tables]
         for name, table in tables.items():
-            lines += ["", f"[{name}]", *(_toml_line(key, value) for key, value in _items(table) if value is not None)]
+            lines += ["", f"[{name}]", *(toml_line(key, value) for key, value in _items(table) if value is not None)]
         return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def named(source: str) -> Config:
+        """The settings that a TOML file, a recipe of the package, or an environment's id stands for."""
+        if source.endswith(".toml"):
+            return Config.from_toml(source)
+        recipes = recipe_names()
+        if source in recipes:
+            return Config.from_toml(RECIPES / f"{source}.toml")
+        near = difflib.get_close_matches(source, recipes, 1, cutoff=0.8)
+        if near and ":" not in source:
+            raise ConfigError(f"there is no recipe or environment {source!r}; did you mean the recipe {near[0]}?")
+        return Config().replace({"env.id": source})
 
     @staticmethod
     def from_toml(path: str | Path) -> Config:
@@ -259,15 +288,25 @@ T = TypeVar("T")
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The file as nested dictionaries, with errors that name file and line."""
     try:
+        return parse_toml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except ValueError as error:  # TOML's own error and Unicode's are both of this kind
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML as nested dictionaries; ValueError where it is none."""
+    try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return tomllib.loads(text)
+
+
+def recipe_names() -> list[str]:
+    """The settings files that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def setting_names(config: Any = None, prefix: str = "") -> Iterator[str]:
@@ -343,7 +382,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}={value!r} must be {getattr(hint, '__name__', str(hint))}")
 
 
-def _toml_line(name: str, value: Any) -> str:
+def toml_line(name: str, value: Any) -> str:
     return f"{name} = {_toml_value(value)}"
 
 

@@ -37,6 +37,7 @@ from millrace.types import EpisodeRecord, RolloutLayout
 
 RECENT_EPISODES = 100
 STOP_GRACE_S = 10.0
+STOPPED_BY = "stopped by"
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
 
 
@@ -50,12 +51,12 @@ class Run:
         network: Any = None,
         resume_from: Checkpoint | None = None,
         init_from: Checkpoint | None = None,
-        json_output: bool = False,
+        quiet: bool = False,
         started_s: float | None = None,
     ) -> None:
         self._begin_s = time.perf_counter() if started_s is None else started_s
         self.stopping = ""
-        self._maker, self._network, self._json_output = maker, network, json_output
+        self._maker, self._network, self._quiet = maker, network, quiet
         self._resume_from, self._init_from = resume_from, init_from
         self._requested = config
         self._signalled_s = 0.0
@@ -112,8 +113,8 @@ class Run:
                 sinks.append(TensorBoardSink(path / "tensorboard"))
             except MissingExtraError as error:
                 self._notes.append(f"no TensorBoard files: {error}")
-        console = config.metrics.console
-        if self._json_output:
+        console = self._console
+        if console == "json":
             sinks.append(StdoutJsonSink())
         elif console == "live" or (console == "auto" and sys.stdout.isatty()):
             from millrace.metrics.console import LiveSink
@@ -397,7 +398,7 @@ class Run:
         if self._signalled_s:
             self._leave_at_once()
         self._signalled_s = time.monotonic()
-        self.stopping = f"stopped by {signal.Signals(number).name}"
+        self.stopping = f"{STOPPED_BY} {signal.Signals(number).name}"
         print(
             f"\n{signal.Signals(number).name}: stopping at the next update, {STOP_GRACE_S:.0f} s from now at the latest; "
             "once more leaves at once",
@@ -423,6 +424,15 @@ class Run:
         closers.append(self._blas_limit.restore_original_limits)
         for close in closers:
             close()
+
+    def announce(self) -> None:
+        """Tell the screen, if there is one, what `describe` says."""
+        if self._console != "off":
+            print(*self.describe(), sep="\n", file=sys.stderr if self._console == "json" else sys.stdout, flush=True)
+
+    @property
+    def _console(self) -> str:
+        return "off" if self._quiet else self._requested.metrics.console
 
     def describe(self) -> list[str]:
         """What a person wants to read at the start: sizes and the choices that were made."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
-from millrace.config import Config
+from millrace.config import SHORT_NAMES, Config
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
-from millrace.run import Run
+from millrace.run import STOPPED_BY, Run
 from millrace.rundir import RunDirectory, find_checkpoint
 
 
@@ -35,6 +35,11 @@ class Result:
     wall_s: float
     steps_per_second: float
     reason: str
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it; all up to the last update is saved."""
+        return self.reason.startswith(STOPPED_BY)
 
     @property
     def policy(self) -> Any:
@@ -61,11 +66,10 @@ def loop(run: Run) -> None:
         run.checkpoint_if_due()
 
 
-def execute(run: Run, announce: Callable[[str], None] | None = None) -> Result:
+def execute(run: Run) -> Result:
     """Open the run, loop, and end it whole: a worker crisis still leaves a checkpoint."""
     with run:
-        for line in run.describe() if announce else []:
-            announce(line)  # type: ignore[misc]
+        run.announce()
         begin_s, begin_steps = time.perf_counter(), run.env_steps
         try:
             loop(run)
@@ -88,20 +92,6 @@ def execute(run: Run, announce: Callable[[str], None] | None = None) -> Result:
         )
 
 
-SHORT_NAMES = {
-    "total_env_steps": "total_env_steps",
-    "seed": "seed",
-    "device": "device",
-    "run_dir": "run_dir",
-    "backend": "collect.backend",
-    "workers": "collect.workers",
-    "envs_per_worker": "collect.envs_per_worker",
-    "rollout_steps": "collect.rollout_steps",
-    "max_policy_lag": "collect.max_policy_lag",
-    "max_episode_steps": "env.max_episode_steps",
-}
-
-
 def make_config(
     env: str | Callable[..., Any] | Config, settings: Mapping[str, Any] | None = None, **short: Any
 ) -> tuple[Config, EnvMaker]:
@@ -112,14 +102,17 @@ def make_config(
     """
     config = env if isinstance(env, Config) else Config()
     if isinstance(env, str):
-        config = Config.from_toml(env) if env.endswith(".toml") else config.replace({"env.id": env})
+        config = Config.named(env)
     unknown = [name for name in short if name not in SHORT_NAMES]
     if unknown:
         raise ConfigError(f"there is no argument {unknown[0]!r}; have {', '.join(SHORT_NAMES)}, or settings={{...}}")
     overrules = {SHORT_NAMES[name]: str(value) if name == "run_dir" and value else value for name, value in short.items()}
     config = config.replace({**(settings or {}), **{k: v for k, v in overrules.items() if v is not None}})
-    factory = env if callable(env) else None
-    return config, EnvMaker(config.env, factory)
+    if not callable(env):
+        return config, EnvMaker(config.env)
+    # Named, so that resume, eval and replay can find it again where it can be imported.
+    config = config.replace({"env.id": f"{env.__module__}:{getattr(env, '__qualname__', type(env).__name__)}"})
+    return config, EnvMaker(config.env, env)
 
 
 def train(
@@ -140,7 +133,7 @@ def train(
         network: an `nn.Module` to use instead of the default; see `millrace.nets.policy.Network`.
         init_from: run or checkpoint whose weights and normalisers to start from.
         auto_resume: continue `run_dir` where it holds a checkpoint.
-        quiet: print nothing.
+        quiet: print nothing, whatever `metrics.console` says.
         **short: total_env_steps, seed, backend, workers, envs_per_worker, max_policy_lag, device, run_dir, ...
 
     Raises:
@@ -148,13 +141,11 @@ def train(
     """
     started_s = time.perf_counter()
     config, maker = make_config(env, settings, **short)
-    if quiet:
-        config = config.replace({"metrics.console": "off"})
     resume_from = newest_of(config.run_dir) if auto_resume else None
     _refuse_overwriting(config, resume_from)
     start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
-    run = Run(config, maker, network, resume_from, start, started_s=started_s)
-    return execute(run, None if quiet else print)
+    run = Run(config, maker, network, resume_from, start, quiet, started_s)
+    return execute(run)
 
 
 def resume(
@@ -174,11 +165,9 @@ def resume(
     """
     started_s = time.perf_counter()
     config, maker, checkpoint, problems = prepare_resume(run_dir, settings, env, **short)
-    if quiet:
-        config = config.replace({"metrics.console": "off"})
-    run = Run(config, maker, network, checkpoint, started_s=started_s)
+    run = Run(config, maker, network, checkpoint, quiet=quiet, started_s=started_s)
     run.add_notes(problems)
-    return execute(run, None if quiet else print)
+    return execute(run)
 
 
 def prepare_resume(

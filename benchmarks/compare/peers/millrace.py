@@ -36,9 +36,7 @@ START_S = 5.0 + SETTLE_S
 
 def throughput(job: Job) -> Figures:
     """CartPole-v1 in the steady state."""
-    run_dir = _train(
-        "CartPole-v1", job, SETTINGS["cartpole-throughput"], {"stop.wall_s": job.seconds + START_S}
-    )
+    run_dir = _train("CartPole-v1", job, SETTINGS["cartpole-throughput"], {"stop.wall_s": job.seconds + START_S})
     return _steady(run_dir)
 
 

@@ -119,9 +119,7 @@ class Agent:
             loss_critic_type="l2",
             critic_coeff=0.5,
         )
-        self._optimiser = torch.optim.Adam(
-            self._loss.parameters(), settings.learning_rate, eps=1e-5, fused=True
-        )
+        self._optimiser = torch.optim.Adam(self._loss.parameters(), settings.learning_rate, eps=1e-5, fused=True)
 
     def update(self, batch: TensorDictBase) -> None:
         """Some epochs over a batch."""
@@ -189,9 +187,7 @@ def _metered(
     torch.manual_seed(job.seed)
     meter, env_steps = Meter(job.seconds), 0
     agent = Agent(settings, make_envs[0]())
-    collector = collector_type(
-        make_envs, agent.actor, frames_per_batch=settings.batch, total_frames=-1, **options
-    )
+    collector = collector_type(make_envs, agent.actor, frames_per_batch=settings.batch, total_frames=-1, **options)
     collector.set_seed(job.seed)
     for batch in collector:
         agent.update(batch)

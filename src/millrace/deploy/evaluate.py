@@ -59,10 +59,15 @@ def evaluate(
         env: id or callable; None for the one that the policy was trained on.
     """
     loaded = policy if isinstance(policy, LoadedPolicy) else load_policy(policy)
-    config = EnvConfig(env if isinstance(env, str) else loaded.env_id)
-    kwargs = {**(loaded.env_kwargs if env is None else {}), **(env_kwargs or {})}
-    maker = EnvMaker(dataclasses.replace(config, kwargs=kwargs), env if callable(env) else None)
+    maker = maker_for(loaded, env).with_kwargs(**(env_kwargs or {}))
     return Evaluation(play_episodes(loaded.actor, maker, episodes, seed, deterministic))
+
+
+def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> EnvMaker:
+    """The environment that the policy was trained on, with its arguments and wrappers, or another one."""
+    if env is None:
+        return EnvMaker(policy.env)
+    return EnvMaker(EnvConfig(env)) if isinstance(env, str) else EnvMaker(policy.env, env)
 
 
 def play_episodes(

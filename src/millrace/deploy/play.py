@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from millrace.config import EnvConfig
+from millrace.deploy.evaluate import maker_for
 from millrace.deploy.policy import LoadedPolicy, load_policy
-from millrace.envs.make import EnvMaker
 from millrace.envs.spaces import MASK_KEY
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 from millrace.types import Array
@@ -38,9 +36,7 @@ def play(
     if target.suffix not in (".gif", ".mp4"):
         raise ConfigError(f"cannot write {target.name}: the name must end in .gif or .mp4")
     loaded = policy if isinstance(policy, LoadedPolicy) else load_policy(policy)
-    config = EnvConfig(env if isinstance(env, str) else loaded.env_id)
-    kwargs = {**(loaded.env_kwargs if env is None else {}), **(env_kwargs or {})}
-    maker = EnvMaker(dataclasses.replace(config, kwargs=kwargs), env if callable(env) else None)
+    maker = maker_for(loaded, env).with_kwargs(**(env_kwargs or {}))
     frames, episode_return = _record(loaded, maker.make_single(render_mode="rgb_array"), seed, deterministic)
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(target, frames, fps)

@@ -27,8 +27,7 @@ def describe_policy(maker: EnvMaker, config: Config, spec: SlotSpec, index: Weig
         observation_space = env.single_observation_space if is_vector else env.observation_space
         action_space = env.single_action_space if is_vector else env.action_space
         return {
-            "env_id": config.env.id if maker.factory is None else maker.name,
-            "env_kwargs": config.env.kwargs,
+            "env": dataclasses.asdict(config.env),
             "spec": spec.to_json(),
             "observation_space": space_to_json(observation_space),
             "action_space": space_to_json(action_space),
@@ -45,8 +44,7 @@ class LoadedPolicy:
 
     def __init__(self, record: Mapping[str, Any], actor: Actor, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        self.env_id: str = record["env_id"]
-        self.env_kwargs: dict[str, Any] = record["env_kwargs"]
+        self.env = Config().replace({"env": record["env"]}).env
         self.spec = SlotSpec.from_json(record["spec"])
         self.actor = actor
         self._leaves = [leaf for leaf in leaves(space_from_json(record["observation_space"]))]

@@ -132,6 +132,7 @@ class EnvMaker:
     def _make_game(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         from millrace.games.realm import make_game
 
+        find_spec(self.config.id)
         kwargs = dict(self.config.kwargs)
         if self.config.max_episode_steps:
             kwargs["max_step"] = self.config.max_episode_steps

@@ -52,7 +52,7 @@ def draw_episode_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**63))
 
 
-class RealmEnv(gymnasium.Env[Observation, np.int64]):
+class RealmEnv(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # mypy skips Gymnasium
     """One slot of Realm. Options: the size and the fields of `RealmOptions`.
 
     `reset(seed=s)` begins episode s; without a seed the episode is drawn from `np_random`. The last `info` of an
@@ -89,7 +89,7 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):
         info = self.game.episode_figures(0) if terminated or truncated else {}
         return self._observe(), float(self._reward[0]), terminated, truncated, dict(info)
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]  # Gymnasium's type is a variable
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """The present picture [H, W, 3], or None without a render mode."""
         return self.game.render(0) if self.render_mode else None
 
@@ -106,7 +106,7 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):
         return {key: array[0] for key, array in observe(self.game).items()}
 
 
-class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
+class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):  # type: ignore[misc]
     """Many slots of Realm; slot i gives what a `RealmEnv` reset with the i-th seed gives.
 
     A slot that ended is reset by the next step, whatever its action (Gymnasium's next-step mode).
@@ -118,9 +118,7 @@ class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
-    def __init__(
-        self, num_envs: int = 1, size: str = "mini", render_mode: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, num_envs: int = 1, size: str = "mini", render_mode: str | None = None, **options: Any) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.game = make_game(size, num_envs, **options)
@@ -135,9 +133,10 @@ class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode in every slot, from seed + slot when `seed` is one number; `options` has no meaning here."""
-        seeds = [seed + slot for slot in range(self.num_envs)] if isinstance(seed, int) else seed
-        if seeds is None:
-            seeds = [None] * self.num_envs
+        if seed is None:
+            seeds: list[int | None] = [None] * self.num_envs
+        else:
+            seeds = [seed + slot for slot in range(self.num_envs)] if isinstance(seed, int) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} slots of Realm; there must be one for each")
         for slot, slot_seed in enumerate(seeds):

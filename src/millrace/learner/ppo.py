@@ -12,6 +12,7 @@ from torch import Tensor
 
 from millrace.buffer.queue import Batch
 from millrace.config import PPOConfig
+from millrace.learner.flat import FlatParameters
 from millrace.learner.rewards import RewardScaler
 from millrace.nets.policy import Policy
 from millrace.ops import losses
@@ -65,9 +66,9 @@ class Learner:
         self.busy_s = 0.0
         self._total_env_steps = total_env_steps
         self._device = next(policy.parameters()).device
-        self._parameters = [p for p in policy.parameters() if p.requires_grad]
+        self._parameters = FlatParameters(policy.parameters())
         self._optimizer = torch.optim.Adam(
-            self._parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True
+            [self._parameters.vector], lr=config.learning_rate, eps=config.adam_eps, fused=True
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
@@ -147,10 +148,12 @@ class Learner:
         """K passes in random order; the figures are means over the last pass."""
         size = self.config.minibatch_size
         stats: list[dict[str, Tensor]] = []
-        for _ in range(self.config.epochs):
+        for epoch in range(self.config.epochs):
             shuffled = rows.take(torch.randperm(len(rows), generator=self._generator).to(self._device))
+            wants_stats = epoch == self.config.epochs - 1 or self.config.target_kl > 0
             stats = [
-                self._gradient_step(shuffled.slice(first, first + size), clip) for first in range(0, len(rows), size)
+                self._gradient_step(shuffled.slice(first, first + size), clip, wants_stats)
+                for first in range(0, len(rows), size)
             ]
             if self.config.target_kl and _mean(stats, "kl") > self.config.target_kl:
                 break
@@ -159,7 +162,7 @@ class Learner:
             "explained_variance": float(losses.explained_variance(rows.value, rows.target, rows.weight)),
         }
 
-    def _gradient_step(self, rows: Rows, clip: float) -> dict[str, Tensor]:
+    def _gradient_step(self, rows: Rows, clip: float, wants_stats: bool) -> dict[str, Tensor]:
         config = self.config
         params, value = self.policy(rows.observation)
         log_prob, entropy = log_prob_and_entropy(self.policy.spec.action, params, rows.action, rows.action_mask)
@@ -172,6 +175,8 @@ class Learner:
         mean_entropy = losses.weighted_mean(entropy, rows.weight)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
         grad_norm = self._descend(loss)
+        if not wants_stats:
+            return {}
         with torch.no_grad():
             return {
                 "policy_loss": policy_loss.detach(),
@@ -185,9 +190,9 @@ class Learner:
 
     def _descend(self, loss: Tensor) -> Tensor:
         """One optimiser step, unless loss or gradient is not finite: then nothing is touched, and it is counted."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self._parameters.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        norm = self._parameters.clip_grad(self.config.max_grad_norm)
         if bool(torch.isfinite(loss.detach() + norm)):
             self._optimizer.step()
         else:
@@ -206,13 +211,13 @@ class Learner:
 
     def save_state(self) -> dict[str, Any]:
         """Optimiser, random state and counters, as plain values and arrays."""
-        moments = [self._optimizer.state.get(p, {}) for p in self._parameters]
+        moments = self._optimizer.state.get(self._parameters.vector, {})
         return {
             "updates": self.updates,
             "skipped_steps": self.skipped_steps,
             "generator": self._generator.get_state().numpy(),
             "reward_scaler": None if self._reward_scaler is None else self._reward_scaler.save_state(),
-            "adam": [{name: x.detach().cpu().numpy().copy() for name, x in state.items()} for state in moments],
+            "adam": {name: x.detach().cpu().numpy().copy() for name, x in moments.items()},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -221,12 +226,12 @@ class Learner:
         self._generator.set_state(torch.from_numpy(np.array(state["generator"], np.uint8)))
         if self._reward_scaler is not None and state["reward_scaler"] is not None:
             self._reward_scaler.load_state(state["reward_scaler"])
-        for parameter, moments in zip(self._parameters, state["adam"], strict=True):
-            if moments:
-                self._optimizer.state[parameter] = {
-                    name: torch.from_numpy(np.array(x)).to(self._device if x.ndim else "cpu")
-                    for name, x in moments.items()
-                }
+        if state["adam"]:
+            self._optimizer.state[self._parameters.vector] = {
+                # The step count stays where the fused optimiser keeps it.
+                name: torch.from_numpy(np.array(x)).to(self._device)
+                for name, x in state["adam"].items()
+            }
 
 
 def _mean(stats: list[dict[str, Tensor]], name: str) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.errors import ConfigError
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
+from millrace.nets.dense import dense_tanh
 from millrace.nets.inputs import dense_keys, image_keys, normalized_keys
 from millrace.types import ActionSpec, Array, SlotSpec
 
@@ -151,7 +152,7 @@ class DenseNetwork(nn.Module):
     def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
         super().__init__()
         self.keys = dense_keys(spec, net)
-        self.activation = torch.tanh if net.activation == "tanh" else torch.relu
+        self.is_tanh = net.activation == "tanh"
         num_inputs = sum(spec.observation[key].num_inputs for key in self.keys)
         widths = (num_inputs, *net.hidden)
         for trunk in ("trunk",) if net.shared else ("actor", "critic"):
@@ -170,7 +171,7 @@ class DenseNetwork(nn.Module):
 
     def _run(self, layers: nn.Module, x: Tensor) -> Tensor:
         for layer in layers.children():
-            x = self.activation(layer(x))
+            x = dense_tanh(x, layer.weight, layer.bias) if self.is_tanh else torch.relu(layer(x))  # type: ignore[arg-type]
         return x
 
 

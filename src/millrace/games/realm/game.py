@@ -188,6 +188,8 @@ def _numbers(rules: RealmRules, options: RealmOptions) -> Numbers:
         max_step=options.max_step if options.max_step is not None else rules.max_step,
         distance_scale=float(rules.distance_scale_cells),
         random_start=float(options.random_start),
+        treasure_score=rules.treasure_score,
+        step_score=rules.step_score,
         flash_lands_near=options.rules == "2025",
         flip_map=bool(options.flip_map),
     )

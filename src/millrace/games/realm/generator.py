@@ -198,7 +198,7 @@ def _winding_path(start: Node, end: Node, structure: MapStructure, rng: np.rando
 
 
 def _branch_out(path: list[Node], structure: MapStructure, rng: np.random.Generator) -> list[Edge]:
-    """Tree around the path: nodes are attached until there are enough, mostly to nodes inside, which makes blind ends."""
+    """Tree around the path: nodes are attached until there are enough, mostly to inner ones, which makes blind ends."""
     tree: list[Edge] = list(pairwise(path))
     wanted = int(rng.integers(structure.nodes[0], structure.nodes[1] + 1))
     while len(_nodes(tree)) < wanted:
@@ -218,9 +218,7 @@ def _branch_out(path: list[Node], structure: MapStructure, rng: np.random.Genera
     return tree
 
 
-def _loop_edges(
-    tree: list[Edge], number: int, structure: MapStructure, rng: np.random.Generator
-) -> list[Edge]:
+def _loop_edges(tree: list[Edge], number: int, structure: MapStructure, rng: np.random.Generator) -> list[Edge]:
     """Up to `number` edges between neighbouring inner nodes that the tree leaves apart."""
     inner = [node for node in _nodes(tree) if _degree(node, tree) > 1]
     ways = [

@@ -51,6 +51,8 @@ class Numbers(NamedTuple):
     max_step: int
     distance_scale: float
     random_start: float
+    treasure_score: float
+    step_score: float
     flash_lands_near: bool
     flip_map: bool
 
@@ -118,12 +120,18 @@ class Slots(NamedTuple):
 
 
 @kernel
+def wide(value: Any) -> int:
+    """A number as the one integer type of these kernels, so that each compiles once."""
+    return np.int64(value)  # type: ignore[return-value]  # compiled, NumPy's integer is the integer
+
+
+@kernel
 def is_open(walkable: Array, x: int, z: int) -> bool:
     """Whether the position lies in a walkable cell [H, H] of the world."""
     world = walkable.shape[0] * CELL_UNITS
     if x < 0 or z < 0 or x >= world or z >= world:
         return False
-    return walkable[z // CELL_UNITS, x // CELL_UNITS] != 0
+    return bool(walkable[z // CELL_UNITS, x // CELL_UNITS] != 0)
 
 
 @kernel
@@ -228,7 +236,7 @@ def nearest_distance(distance: Array, present: int) -> int:
     best = UNREACHABLE
     for k in range(distance.shape[0]):
         if (present >> k) & 1:
-            best = min(best, np.int64(distance[k]))
+            best = min(best, wide(distance[k]))
     return best
 
 
@@ -263,7 +271,7 @@ def remember(numbers: Numbers, slots: Slots, b: int) -> int:
     """Count the visit of the hero's cell; returns its visits before, at most MEMORY_CAP."""
     row = slots.position[b, 1] // CELL_UNITS + numbers.view_radius
     column = slots.position[b, 0] // CELL_UNITS + numbers.view_radius
-    visits = np.int64(slots.memory[b, row, column])
+    visits = wide(slots.memory[b, row, column])
     slots.memory[b, row, column] = min(visits + 1, MEMORY_CAP)
     slots.trail[b, slots.steps[b] % TRAIL_STEPS, 0] = slots.position[b, 0]
     slots.trail[b, slots.steps[b] % TRAIL_STEPS, 1] = slots.position[b, 1]
@@ -318,8 +326,8 @@ def trigger(numbers: Numbers, weights: Weights, slots: Slots, b: int, touched: i
 @kernel
 def step_slot(numbers: Numbers, weights: Weights, maps: Maps, slots: Slots, b: int, action: int) -> float:
     """Play one action in slot b; returns its reward."""
-    m = np.int64(slots.map_index[b])
-    treasures = np.int64(slots.treasures[b])
+    m = wide(slots.map_index[b])
+    treasures = wide(slots.treasures[b])
     x, z = slots.position[b, 0], slots.position[b, 1]
     before = goal_distance(numbers, maps, m, x, z, treasures)
     direction = action % NUM_DIRECTIONS
@@ -381,8 +389,11 @@ def draw(seed: Any, index: int) -> float:
 
 @kernel
 def draw_treasures(seed: Any, num_places: int, count_distribution: Array) -> int:
-    """Draw how many treasures there are, from its cumulative distribution [num_places + 1], and where; a set of points."""
-    count = np.searchsorted(count_distribution, draw(seed, 1), side="right")
+    """Draw how many treasures there are, from a cumulative distribution [num_places + 1], and where; a set."""
+    luck = draw(seed, 1)
+    count = 0
+    while count_distribution[count] <= luck:
+        count += 1
     chosen = 0
     for place in range(num_places):
         if draw(seed, 2 + place) * (num_places - place) < count:
@@ -399,8 +410,8 @@ def draw_start(numbers: Numbers, walkable: Array, points: Array, seed: Any) -> t
     if draw(seed, index) >= numbers.random_start:
         return x, z
     for _ in range(10_000):
-        column = np.int64(draw(seed, index + 1) * walkable.shape[1])
-        row = np.int64(draw(seed, index + 2) * walkable.shape[0])
+        column = wide(draw(seed, index + 1) * walkable.shape[1])
+        row = wide(draw(seed, index + 2) * walkable.shape[0])
         index += 2
         cell_x = column * CELL_UNITS + CELL_UNITS // 2
         cell_z = row * CELL_UNITS + CELL_UNITS // 2
@@ -418,10 +429,10 @@ def reset_slots(
     for b in range(selected.shape[0]):
         if not selected[b]:
             continue
-        m = np.int64(draw(seeds[b], 0) * maps.walkable.shape[0])
+        m = wide(draw(seeds[b], 0) * maps.walkable.shape[0])
         slots.map_index[b] = m
         slots.treasures[b] = draw_treasures(seeds[b], numbers.num_places, count_distribution)
-        slots.placed[b] = count_points(np.int64(slots.treasures[b]))
+        slots.placed[b] = count_points(wide(slots.treasures[b]))
         x, z = draw_start(numbers, maps.walkable[m], maps.points[m], seeds[b])
         slots.position[b, 0], slots.position[b, 1] = x, z
         slots.status[b] = RUNNING
@@ -432,8 +443,8 @@ def reset_slots(
         slots.buffs[b] = 0
         slots.flashes[b] = 0
         slots.wall_hits[b] = 0
-        slots.memory[b] = 0
-        slots.trail[b] = 0
+        slots.memory[b].fill(0)
+        slots.trail[b].fill(0)
         remember(numbers, slots, b)
 
 
@@ -455,7 +466,8 @@ def observe_map(numbers: Numbers, maps: Maps, slots: Slots, b: int, planes: Arra
         source = bottom + (row if numbers.flip_map else side - 1 - row)
         copy_row(maps.padded[m, source, left : left + side], planes[0, row])
         copy_row(slots.memory[b, source, left : left + side], planes[1, row])
-    planes[2:4] = 0
+    planes[2].fill(0)
+    planes[3].fill(0)
     shown = slots.treasures[b] | (1 << END_ID)
     for k in range(maps.points.shape[1]):
         column = maps.points[m, k, 0] // CELL_UNITS - left + numbers.view_radius
@@ -499,15 +511,16 @@ def observe_all(
     for b in range(map_planes.shape[0]):
         observe_map(numbers, maps, slots, b, map_planes[b])
         observe_vector(numbers, maps, slots, b, vector[b])
-        action_mask[b, :NUM_DIRECTIONS] = 1
-        action_mask[b, NUM_DIRECTIONS:] = 1 if slots.flash_wait[b] == 0 else 0
+        flash_ready = slots.flash_wait[b] == 0
+        for action in range(2 * NUM_DIRECTIONS):
+            action_mask[b, action] = action < NUM_DIRECTIONS or flash_ready
 
 
 @kernel
 def flood(walkable: Array, row: int, column: int, queue: Array, distance: Array) -> None:
     """4-connected distance in cells from one cell to all, int16 [H, H]; `queue` is scratch int32 [H * H]."""
     size = walkable.shape[0]
-    distance[:, :] = UNREACHABLE
+    distance.fill(UNREACHABLE)
     distance[row, column] = 0
     queue[0] = row * size + column
     head, tail = 0, 1
@@ -533,5 +546,7 @@ def distance_fields(walkable: Array, points: Array) -> Array:
     queue = np.empty(size * size, dtype=np.int32)
     for k in range(points.shape[0]):
         flood(walkable, points[k, 1] // CELL_UNITS, points[k, 0] // CELL_UNITS, queue, field)
-        fields[:, :, k] = field
+        for row in range(size):
+            for column in range(size):
+                fields[row, column, k] = field[row, column]
     return fields

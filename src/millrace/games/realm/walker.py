@@ -16,6 +16,7 @@ from millrace.games.realm.kernels import (
     Slots,
     goal_distance,
     walk,
+    wide,
 )
 from millrace.games.realm.rules import CELL_UNITS, END_ID, NUM_DIRECTIONS
 
@@ -38,8 +39,8 @@ def walk_all(numbers: Numbers, maps: Maps, slots: Slots, action: Array) -> None:
 @kernel
 def walk_one(numbers: Numbers, maps: Maps, slots: Slots, b: int) -> int:
     """The direction whose step ends nearest to the goal, without stepping on the end while treasures lie."""
-    m = np.int64(slots.map_index[b])
-    treasures = np.int64(slots.treasures[b])
+    m = wide(slots.map_index[b])
+    treasures = wide(slots.treasures[b])
     units = numbers.buff_walk_units if slots.buff_left[b] > 0 else numbers.walk_units
     best_direction, best_cost = 0, 4 * UNREACHABLE
     for direction in range(NUM_DIRECTIONS):
@@ -50,7 +51,7 @@ def walk_one(numbers: Numbers, maps: Maps, slots: Slots, b: int) -> int:
         row = z // CELL_UNITS + numbers.view_radius
         column = x // CELL_UNITS + numbers.view_radius
         # Visits count for half a cell each, which breaks a dance between two cells equally near.
-        cost = 2 * goal_distance(numbers, maps, m, x, z, treasures) + np.int64(slots.memory[b, row, column])
+        cost = 2 * goal_distance(numbers, maps, m, x, z, treasures) + wide(slots.memory[b, row, column])
         if cost < best_cost:
             best_direction, best_cost = direction, cost
     return best_direction
