@@ -383,6 +383,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def toml_line(name: str, value: Any) -> str:
+    """`name = value` as TOML."""
     return f"{name} = {_toml_value(value)}"
 
 

@@ -52,7 +52,7 @@ def resolve(config: Config, probe: Probe) -> Config:
         ConfigError: settings that contradict each other.
     """
     config = replace(config, collect=_collect(config, probe))
-    config = replace(config, ppo=_ppo(config), device=_device(config, probe))
+    config = replace(config, ppo=_ppo(config, probe), device=_device(config, probe))
     collect, ppo = config.collect, config.ppo
     batch = batch_size_rows(config)
     if batch % ppo.minibatch_size:
@@ -84,9 +84,11 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
     )
 
 
-def _ppo(config: Config) -> PPOConfig:
+def _ppo(config: Config, probe: Probe) -> PPOConfig:
     ppo, batch = config.ppo, batch_size_rows(config)
     threads = ppo.threads
+    if not threads and not image_keys(probe.spec, config.net):
+        threads = 1  # dense networks learn by hand-written gradients, which want one thread
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.errors import ConfigError
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
-from millrace.nets.dense import dense_tanh
 from millrace.nets.inputs import dense_keys, image_keys, normalized_keys
 from millrace.types import ActionSpec, Array, SlotSpec
 
@@ -48,12 +47,13 @@ class Policy(nn.Module):
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Raw observations [N, ...] to parameters [N, P] and values [N]."""
-        params, value = self.network({key: self._prepared(key, array) for key, array in observation.items()})
+        params, value = self.network({key: self.prepared(key, array) for key, array in observation.items()})
         if self.spec.action.num_box:
             params = torch.cat([params, self.log_std.expand(len(params), -1)], dim=1)
         return params, value
 
-    def _prepared(self, key: str, array: Tensor) -> Tensor:
+    def prepared(self, key: str, array: Tensor) -> Tensor:
+        """One raw observation array as the network sees it: scaled, normalised, or one-hot."""
         spec = self.spec.observation[key]
         if spec.num_classes:
             return nn.functional.one_hot(array.long(), spec.num_classes).float()
@@ -152,7 +152,7 @@ class DenseNetwork(nn.Module):
     def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
         super().__init__()
         self.keys = dense_keys(spec, net)
-        self.is_tanh = net.activation == "tanh"
+        self.activation = torch.tanh if net.activation == "tanh" else torch.relu
         num_inputs = sum(spec.observation[key].num_inputs for key in self.keys)
         widths = (num_inputs, *net.hidden)
         for trunk in ("trunk",) if net.shared else ("actor", "critic"):
@@ -171,7 +171,7 @@ class DenseNetwork(nn.Module):
 
     def _run(self, layers: nn.Module, x: Tensor) -> Tensor:
         for layer in layers.children():
-            x = dense_tanh(x, layer.weight, layer.bias) if self.is_tanh else torch.relu(layer(x))  # type: ignore[arg-type]
+            x = self.activation(layer(x))
         return x
 
 

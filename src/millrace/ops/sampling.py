@@ -33,9 +33,12 @@ def sample_actions(
         first += size
     if spec.num_box:
         mean, log_std = params[:, first : first + spec.num_box], params[:, first + spec.num_box :]
-        noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        action[:, len(spec.nvec) :] = mean + np.exp(log_std) * noise
-        box_log_prob = -(0.5 * noise**2 + log_std + HALF_LOG_TWO_PI).sum(-1)
+        deviation = np.exp(log_std)
+        box = action[:, len(spec.nvec) :]
+        box[...] = mean + deviation * rng.standard_normal(mean.shape, dtype=np.float32)
+        # From the action as stored: with a small deviation its rounding is worth more than 1e-6.
+        scaled = (box - mean) / deviation
+        box_log_prob = -(0.5 * scaled**2 + log_std + HALF_LOG_TWO_PI).sum(-1)
         log_prob[:] = log_prob + box_log_prob if spec.nvec else box_log_prob
 
 

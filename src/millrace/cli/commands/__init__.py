@@ -1,0 +1,1 @@
+"""One file per command, named like it; each has `run(words) -> exit code`."""

@@ -1,0 +1,41 @@
+"""`millrace play`."""
+
+from __future__ import annotations
+
+from millrace.cli.commands.eval import add_policy
+from millrace.cli.main import COMMANDS
+from millrace.cli.output import number
+from millrace.cli.parser import Parser
+
+EXAMPLES = """\
+  millrace play                                     the newest run, into its media/game.gif
+  millrace play runs/mine --out game.mp4 --seed 7   MP4 needs the extra millrace[video]"""
+
+
+def parser() -> Parser:
+    """The options of `play`."""
+    options = Parser("play", f"{COMMANDS['play'].capitalize()}.", EXAMPLES)
+    add_policy(options)
+    options.add_argument("--out", metavar="FILE", help="where to: NAME.gif or NAME.mp4 [RUN/media/game.gif]")
+    options.add_argument("--fps", type=int, default=20, metavar="INT", help="pictures a second [20]")
+    return options
+
+
+def run(words: list[str]) -> int:
+    """Record a game."""
+    arguments = parser().parse(words)
+    from millrace.deploy.play import play
+    from millrace.deploy.policy import load_policy
+
+    policy = load_policy(arguments.run)
+    target, episode_return = play(
+        policy,
+        arguments.out or policy.checkpoint.parent.parent / "media" / "game.gif",
+        arguments.env,
+        seed=arguments.seed,
+        fps=arguments.fps,
+        deterministic=not arguments.stochastic,
+        env_kwargs=arguments.settings.get("env.kwargs"),
+    )
+    print(f"{target}: one episode, return {number(episode_return)}")
+    return 0

@@ -1,0 +1,105 @@
+"""`millrace train` and what `resume` shares with it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from millrace.cli.main import COMMANDS, INTERRUPTED
+from millrace.cli.output import number, print_json, print_table, seconds
+from millrace.cli.parser import Parser
+from millrace.cli.settings import add_settings, overrule
+from millrace.config import Config, recipe_names
+
+if TYPE_CHECKING:
+    from millrace.training import Result
+
+EXAMPLES = """\
+  millrace train CartPole-v1 --total-env-steps 200000
+  millrace train my_game:make_env --workers 4 --ppo.learning_rate 3e-4
+  millrace train millrace/RealmMini-v0 --env.kwargs map=random --env.kwargs num_maps=64
+  millrace train settings.toml --run-dir runs/mine --auto-resume
+  millrace config CartPole-v1 > settings.toml       a file to start from
+
+Settings marked 0 = auto or -1 = auto are filled in from the environment and the machine."""
+
+
+def parser() -> Parser:
+    """The options of `train`."""
+    options = Parser("train", f"{COMMANDS['train'].capitalize()}.", EXAMPLES)
+    options.add_argument(
+        "env",
+        metavar="ENV",
+        help=f"a Gymnasium id, MODULE:FUNCTION that makes an environment, a TOML file, or a recipe "
+        f"({', '.join(recipe_names()) or 'none installed'})",
+    )
+    options.add_argument(
+        "--init-from", metavar="RUN|CHECKPOINT", help="start from these weights and normalisers, all else fresh"
+    )
+    options.add_argument("--auto-resume", action="store_true", help="continue --run-dir where it holds a checkpoint")
+    add_output(options)
+    add_settings(options)
+    return options
+
+
+def add_output(options: argparse.ArgumentParser) -> None:
+    """The options that say what is printed."""
+    options.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    options.add_argument(
+        "--json", action="store_true", help="print figures as JSON lines, the result last; words go to standard error"
+    )
+
+
+def run(words: list[str]) -> int:
+    """Train."""
+    arguments = parser().parse(words)
+    config = overrule(Config.named(arguments.env), {**arguments.settings, **output_settings(arguments)})
+    from millrace.training import train  # after the settings are found good: it takes a second
+
+    result = train(
+        config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet
+    )
+    return report(result, arguments)
+
+
+def output_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `--json` means as a setting."""
+    return {"metrics.console": "json"} if arguments.json else {}
+
+
+def report(result: Result, arguments: argparse.Namespace) -> int:
+    """What came of it, and what to do next."""
+    if arguments.json:
+        print_json({"result": vars(result)})
+    elif not arguments.quiet:
+        print()
+        print_table(result_rows(result))
+        print_next(result)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def result_rows(result: Result) -> list[tuple[str, str]]:
+    """The result as rows of a table."""
+    return [
+        ("run", str(result.run_dir)),
+        ("ended", result.reason),
+        ("steps", f"{result.env_steps:,} in {result.updates:,} updates and {result.episodes:,} episodes"),
+        ("return", f"{number(result.mean_return)} (mean of the last 100 training episodes)"),
+        ("speed", f"{result.steps_per_second:,.0f} steps/s"),
+        ("wall", seconds(result.wall_s)),
+    ]
+
+
+def print_next(result: Result) -> None:
+    """Commands to try now."""
+    go_on = f"millrace resume {result.run_dir}"
+    if result.reason == "complete":
+        go_on += f" --total-env-steps {result.env_steps * 2}"
+    print("\nnext:")
+    print_table(
+        [
+            (f"  millrace eval {result.run_dir}", "how good it is without exploring"),
+            (f"  millrace play {result.run_dir}", "watch a game"),
+            (f"  {go_on}", "train on"),
+        ]
+    )

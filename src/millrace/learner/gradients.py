@@ -1,0 +1,82 @@
+"""The gradient of the PPO objective on a minibatch: by autograd for any network, by hand for dense ones on a CPU."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from millrace.config import PPOConfig
+from millrace.learner.dense import DenseGradients
+from millrace.learner.flat import FlatParameters
+from millrace.learner.rows import Rows
+from millrace.nets.policy import DenseNetwork, Policy
+from millrace.ops import losses
+from millrace.ops.distributions import log_prob_and_entropy
+
+Stats = dict[str, float]
+
+
+class Gradients(Protocol):
+    """Computes gradients over one batch: `prepare` once an update, `shuffle` once an epoch."""
+
+    def prepare(self, rows: Rows) -> None: ...
+
+    def shuffle(self, index: Tensor) -> None:
+        """Put the prepared rows into the order of `index` [N]."""
+
+    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
+        """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
+
+
+def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
+    """By hand where the network is ours and dense, on one CPU thread; else by autograd."""
+    network = policy.network
+    on_cpu = parameters.vector.device.type == "cpu"
+    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1:
+        return DenseGradients(policy, network, config)
+    return AutogradGradients(policy, parameters, config)
+
+
+class AutogradGradients:
+    """Any network on any device."""
+
+    def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
+        self._policy, self._parameters, self._config = policy, parameters, config
+        self._rows: Rows
+        self._shuffled: Rows
+
+    def prepare(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def shuffle(self, index: Tensor) -> None:
+        self._shuffled = self._rows.take(index.to(self._rows.weight.device))
+
+    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
+        config, rows = self._config, self._shuffled.slice(first, last)
+        params, value = self._policy(rows.observation)
+        log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
+        log_ratio = log_prob - rows.log_prob
+        advantage = rows.advantage
+        if config.normalize_advantage:
+            advantage = losses.normalize_advantages(advantage, rows.weight)
+        policy_loss = losses.clipped_policy_loss(log_ratio, advantage, rows.weight, clip)
+        value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, config.value_clip)
+        mean_entropy = losses.weighted_mean(entropy, rows.weight)
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+        self._parameters.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not wants_stats:
+            return float(loss.detach()), {}
+        with torch.no_grad():
+            outside = (log_ratio.exp() - 1).abs().gt(clip).float()
+            stats = {
+                "policy_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy": mean_entropy,
+                "kl": losses.approximate_kl(log_ratio, rows.weight),
+                "clip_share": losses.weighted_mean(outside, rows.weight),
+                "effective_sample_share": losses.effective_sample_share(log_ratio, rows.weight),
+            }
+        return float(loss.detach()), {name: float(x.detach()) for name, x in stats.items()}
