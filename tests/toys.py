@@ -77,7 +77,7 @@ class Masked(gym.Env):
         vector = spaces.Box(-1.0, 1.0, (2,), np.float32)
         mask = spaces.MultiBinary(num_actions)
         self.observation_space = spaces.Dict({"vector": vector, "action_mask": mask}) if where == "observation" else vector
-        self.ticks = 0
+        self.ticks, self.length = 0, 1
         self.mask = np.ones(num_actions, np.int8)
 
     def _give(self):
@@ -92,14 +92,14 @@ class Masked(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.ticks = 0
+        self.ticks, self.length = 0, int(self.np_random.integers(1, 8))
         return self._give()
 
     def step(self, action):
         assert self.mask[action], f"played the forbidden action {action} of {self.mask}"
         self.ticks += 1
         observation, info = self._give()
-        return observation, float(action == np.argmax(self.mask)), self.ticks >= 7, False, info
+        return observation, float(action == np.argmax(self.mask)), self.ticks == self.length, False, info
 
 
 class Everything(gym.Env):

@@ -408,7 +408,8 @@ class Run:
 
     def _leave_at_once(self) -> None:
         """Nothing is saved and nothing stays: workers are killed, memory goes with its last holder."""
-        for pid in getattr(self.source.pool, "pids", list)():
+        pool = self.source.pool if hasattr(self, "source") else None
+        for pid in getattr(pool, "pids", list)():
             os.kill(pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
         os._exit(130)
 

@@ -34,7 +34,10 @@ def arena(
     for point_id, position in (points or {}).items():
         where[point_id] = position
     game = RealmGame(
-        numbers, num_slots, RealmOptions.from_arguments(**options), [RealmMap(walkable, np.array(where, dtype=np.int64))]
+        numbers,
+        num_slots,
+        RealmOptions.from_arguments(**options),
+        [RealmMap(walkable, np.array(where, dtype=np.int64))],
     )
     game.reset(np.ones(num_slots, dtype=np.bool_), np.arange(num_slots, dtype=np.uint64))
     return game

@@ -234,8 +234,9 @@ def test_random_starts_are_spread_over_walkable_cells_away_from_the_end() -> Non
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), actions=st.lists(st.integers(0, 15), max_size=60))
 def test_an_episode_is_a_function_of_its_seed_and_actions(seed: int, actions: list[int]) -> None:
-    alone, among = make_game("mini", 1, n_treasures="uniform", random_start=0.5), make_game(
-        "mini", 3, n_treasures="uniform", random_start=0.5
+    alone, among = (
+        make_game("mini", 1, n_treasures="uniform", random_start=0.5),
+        make_game("mini", 3, n_treasures="uniform", random_start=0.5),
     )
     alone.reset(np.ones(1, bool), np.array([seed], np.uint64))
     among.reset(np.ones(3, bool), np.array([1, 2, 3], np.uint64))

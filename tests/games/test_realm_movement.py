@@ -12,7 +12,16 @@ from realm_arena import arena, observe, put, rules, step, where
 
 from millrace.games.realm.kernels import nearest_open, walk
 
-STEP = {0: (700, 0), 1: (495, 495), 2: (0, 700), 3: (-495, 495), 4: (-700, 0), 5: (-495, -495), 6: (0, -700), 7: (495, -495)}
+STEP = {
+    0: (700, 0),
+    1: (495, 495),
+    2: (0, 700),
+    3: (-495, 495),
+    4: (-700, 0),
+    5: (-495, -495),
+    6: (0, -700),
+    7: (495, -495),
+}
 UNIT = {0: (1, 0), 1: (1, 1), 2: (0, 1), 3: (-1, 1), 4: (-1, 0), 5: (-1, -1), 6: (0, -1), 7: (1, -1)}
 
 
@@ -128,9 +137,7 @@ def literal_walk(open_cells: set[tuple[int, int]], x: int, z: int, direction: in
     direction=st.integers(0, 7),
     units=st.sampled_from([700, 1000]),
 )
-def test_walking_equals_the_rule_in_words_on_any_ground(
-    grid: int, x: int, z: int, direction: int, units: int
-) -> None:
+def test_walking_equals_the_rule_in_words_on_any_ground(grid: int, x: int, z: int, direction: int, units: int) -> None:
     walkable = np.zeros((32, 32), dtype=np.uint8)
     for bit in range(36):
         walkable[bit // 6, bit % 6] = grid >> bit & 1

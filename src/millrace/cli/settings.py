@@ -114,7 +114,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
                 action=_SettingAction,
                 hint=setting.hint,
                 metavar=setting.kind,
-                help=f"{setting.meaning} [{_shown(setting.default)}]".replace("%", "%%"),
+                help=f"{setting.meaning} [{shown(setting.default)}]".replace("%", "%%"),
             )
 
 
@@ -209,11 +209,14 @@ def commented_toml(config: Config, auto: Config | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A default for people."""
     if value is None or value == "":
         return "none"
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items()) or "none"
-    return str(value).lower() if isinstance(value, bool) else f"{value:,}".replace(",", "_") if isinstance(value, int) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:_}" if isinstance(value, int) else str(value)

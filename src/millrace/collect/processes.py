@@ -107,8 +107,8 @@ class ProcessPool:
         return self._workers[worker].state == "up"
 
     def poll(self, timeout_s: float) -> list[Outcome]:
-        if not self._outcomes:
-            self._wait(timeout_s)
+        # Even with news at hand, deadlines and restarts are looked after.
+        self._wait(0.0 if self._outcomes else timeout_s)
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 

@@ -114,6 +114,8 @@ class RolloutSource:
         for worker, _, _ in self._granted:
             load[worker] += 1
         if lag == 0:
+            if not any(self.pool.is_up(worker) for worker in range(self.config.workers)):
+                return None  # nobody to wait with: the pool is bringing them back
             ready = self._queue.workers()
             waiting = [w for w in range(self.config.workers) if load[w] == 0 and w not in ready]
             return waiting[0] if waiting else None

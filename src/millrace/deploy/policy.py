@@ -11,7 +11,7 @@ import numpy as np
 
 from millrace.config import Config, NetConfig
 from millrace.envs.make import EnvMaker
-from millrace.envs.spaces import MASK_KEY, action_converter, leaves, pick, space_from_json, space_to_json
+from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, space_from_json, space_to_json
 from millrace.errors import CheckpointError
 from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
 from millrace.ops.sampling import best_actions, sample_actions
@@ -82,8 +82,8 @@ class LoadedPolicy:
 
     def _arrays(self, obs: Any, mask: Array | None) -> tuple[dict[str, Array], Array | None, bool]:
         arrays, is_batch = {}, False
-        for name, path, _ in self._leaves:
-            value = np.asarray(pick(obs, path))
+        for name, path, space in self._leaves:
+            value = leaf_value(obs, path, space)
             if name == MASK_KEY:
                 mask = value
                 continue

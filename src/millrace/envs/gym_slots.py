@@ -11,7 +11,7 @@ import numpy as np
 
 from millrace.envs import snapshot
 from millrace.envs.protocol import EnvRow, FinalObservation, SeedOf, plain_numbers
-from millrace.envs.spaces import MASK_KEY, action_converter, leaves, pick, slot_spec
+from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, pick, slot_spec
 from millrace.errors import EnvError
 from millrace.types import Array, SlotSpec
 
@@ -100,7 +100,7 @@ class GymSlots:
         problem = ""
         for name, path, space in self._leaves:
             try:
-                value = np.asarray(pick(observation, path))
+                value = leaf_value(observation, path, space)
                 target = row.observation[name]
                 if value.shape != target.shape[1:]:
                     raise ValueError(f"has shape {value.shape}, but its space {space} says {target.shape[1:]}")

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-GENERATOR_KEY = "__generator__"
+GENERATOR_KEY, SCALAR_KEY, TUPLE_KEY, DEQUE_KEY = "__generator__", "__scalar__", "__tuple__", "__deque__"
 STATIC_TYPES = (
     gym.Space,
     gym.envs.registration.EnvSpec,
@@ -24,7 +24,8 @@ STATIC_TYPES = (
     type,
     gym.vector.AutoresetMode,
 )
-SKIPPED_NAMES = {"env", "envs", "spec", "_cached_spec", "metadata", "screen", "clock", "screens", "surf", "recorded_frames"}
+SKIPPED_NAMES = {"env", "spec", "_cached_spec", "metadata"}
+PICTURE_NAMES = {"screen", "clock", "screens", "surf", "recorded_frames"}  # left out where they are pygame's objects
 
 
 class _Opaque(Exception):
@@ -54,7 +55,11 @@ def load(env: Any, state: list[dict[str, Any]]) -> None:
             layer.load_state(values["__save_state__"])
             continue
         for name, value in values.items():
-            setattr(layer, name, _thaw(value, getattr(layer, name, None)))
+            current = getattr(layer, name, None)
+            if isinstance(current, np.random.Generator) and isinstance(value, dict) and GENERATOR_KEY in value:
+                current.bit_generator.state = value[GENERATOR_KEY]  # in place: others may hold the same generator
+            else:
+                setattr(layer, name, _thaw(value))
 
 
 def _save_layer(layer: Any) -> dict[str, Any]:
@@ -64,36 +69,51 @@ def _save_layer(layer: Any) -> dict[str, Any]:
     for name, value in vars(layer).items():
         if name in SKIPPED_NAMES or isinstance(value, STATIC_TYPES):
             continue
-        saved[name] = _freeze(value)
+        try:
+            saved[name] = _freeze(value)
+        except _Opaque:
+            if name not in PICTURE_NAMES:
+                raise
     return saved
 
 
 def _freeze(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+    """Plain JSON values and numeric arrays that tell their own type, or `_Opaque`."""
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic):
-        return _freeze(value.item())
-    if isinstance(value, np.ndarray) and value.dtype != object:
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return {SCALAR_KEY: value.dtype.name, "value": value.item()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return value.copy()
     if isinstance(value, np.random.Generator):
         return {GENERATOR_KEY: value.bit_generator.state}
-    if isinstance(value, list | tuple | collections.deque):
+    if type(value) is list:
         return [_freeze(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    if type(value) is tuple:
+        return {TUPLE_KEY: [_freeze(item) for item in value]}
+    if type(value) is collections.deque:
+        return {DEQUE_KEY: [_freeze(item) for item in value], "maxlen": value.maxlen}
+    if type(value) is dict and all(type(key) is str for key in value):
         return {key: _freeze(item) for key, item in value.items()}
     raise _Opaque(type(value).__name__)
 
 
-def _thaw(value: Any, current: Any) -> Any:
-    if isinstance(value, dict) and GENERATOR_KEY in value:
-        current.bit_generator.state = value[GENERATOR_KEY]
-        return current
+def _thaw(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(current, collections.deque):
-        return collections.deque(value, maxlen=current.maxlen)
-    if isinstance(current, tuple):
-        return tuple(value)
-    if isinstance(current, np.generic) and value is not None:
-        return current.dtype.type(value)
-    return value
+    if isinstance(value, list):
+        return [_thaw(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if GENERATOR_KEY in value:
+        state = value[GENERATOR_KEY]
+        bits = getattr(np.random, state["bit_generator"])()
+        bits.state = state
+        return np.random.Generator(bits)
+    if SCALAR_KEY in value:
+        return np.dtype(value[SCALAR_KEY]).type(value["value"])
+    if TUPLE_KEY in value:
+        return tuple(_thaw(item) for item in value[TUPLE_KEY])
+    if DEQUE_KEY in value:
+        return collections.deque((_thaw(item) for item in value[DEQUE_KEY]), maxlen=value["maxlen"])
+    return {key: _thaw(item) for key, item in value.items()}

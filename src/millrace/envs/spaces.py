@@ -36,6 +36,14 @@ def pick(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
+def leaf_value(observation: Any, path: tuple[Any, ...], space: spaces.Space[Any]) -> Array:
+    """One leaf of an observation, or of a batch of them, as an array; categories are counted from 0."""
+    value = np.asarray(pick(observation, path))
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+        return np.asarray(value - space.start)
+    return value
+
+
 def slot_spec(observation: spaces.Space[Any], action: spaces.Space[Any], mask_in_info: bool) -> SlotSpec:
     """What one slot sees and does.
 
@@ -164,7 +172,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
         return {"type": "MultiBinary", "shape": list(space.shape)}
     if isinstance(space, spaces.Box):
@@ -189,9 +197,10 @@ def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
     if kind == "Discrete":
         return spaces.Discrete(data["n"], start=data["start"])
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(data["nvec"])
+        return spaces.MultiDiscrete(data["nvec"], start=data["start"])
     if kind == "MultiBinary":
-        return spaces.MultiBinary(data["shape"])
+        shape = data["shape"]
+        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
     if kind == "Box":
         shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
         low, high = (_bound_from_json(data[name], shape, dtype) for name in ("low", "high"))

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from millrace.envs import snapshot
 from millrace.envs.protocol import EnvRow, FinalObservation, plain_numbers
-from millrace.envs.spaces import MASK_KEY, batch_action_converter, leaves, pick, slot_spec
+from millrace.envs.spaces import MASK_KEY, batch_action_converter, leaf_value, leaves, pick, slot_spec
 from millrace.errors import EnvError
 from millrace.types import Array, SlotSpec
 
@@ -75,27 +75,28 @@ class VectorSlots:
         if self._mode == AutoresetMode.DISABLED:
             self.final = self._take_final(slots, {name: row.observation[name] for name, _, _ in self._leaves})
             observation, info = self.env.reset(options={"reset_mask": done})
-            self._write(observation, info, row)
+            self._write(observation, info, row, slots)
         else:
             # An array of objects, one observation a slot, None where the episode goes on.
             finals = [info["final_obs"][slot] for slot in slots]
-            arrays = {name: np.stack([pick(final, path) for final in finals]) for name, path, _ in self._leaves}
+            arrays = {name: np.stack([leaf_value(final, path, space) for final in finals])
+                      for name, path, space in self._leaves}
             self.final = FinalObservation(slots, arrays)
 
     @staticmethod
     def _take_final(slots: Array, observation: dict[str, Array]) -> FinalObservation:
         return FinalObservation(slots, {key: array[slots].copy() for key, array in observation.items()})
 
-    def _write(self, observation: Any, info: dict[str, Any], row: EnvRow) -> None:
+    def _write(self, observation: Any, info: dict[str, Any], row: EnvRow, slots: Any = ...) -> None:
+        """Copy observations and masks of all slots, or of those given: a partial reset tells nothing of the others."""
         for name, path, space in self._leaves:
-            value = pick(observation, path)
             try:
-                row.observation[name][...] = value
+                row.observation[name][slots] = leaf_value(observation, path, space)[slots]
             except (TypeError, ValueError) as error:
                 raise EnvError(f"the observation {name} does not fit its space {space}: {error}") from None
         if row.action_mask is not None:
             mask = info[MASK_KEY] if self._mask_in_info else pick(observation, self._mask_path or ())
-            row.action_mask[...] = np.asarray(mask).reshape(row.action_mask.shape)
+            row.action_mask[slots] = np.asarray(mask).reshape(row.action_mask.shape)[slots]
 
     def _check(self, row: EnvRow) -> None:
         """One sum per array tells whether anything is not finite; only then is it looked for."""

@@ -162,7 +162,7 @@ class DenseNetwork(nn.Module):
         self.shared = net.shared
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = torch.cat([observation[key].flatten(1) for key in self.keys], dim=1)
+        x = torch.cat([observation[key].reshape(len(observation[key]), -1) for key in self.keys], dim=1)
         if self.shared:
             actor = critic = self._run(self.trunk, x)
         else:
@@ -198,7 +198,7 @@ class ImageNetwork(nn.Module):
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         features = [self.encoders[key](_channels_first(observation[key])).flatten(1) for key in self.image_keys]
         if self.dense is not None:
-            x = torch.cat([observation[key].flatten(1) for key in self.dense_keys], dim=1)
+            x = torch.cat([observation[key].reshape(len(observation[key]), -1) for key in self.dense_keys], dim=1)
             features.append(torch.relu(self.dense(x)))
         x = torch.relu(self.trunk[0](torch.cat(features, dim=1)))
         return self.policy_head(x), self.value_head(x).squeeze(-1)

@@ -92,14 +92,21 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
 
 def print_next(result: Result) -> None:
     """Commands to try now."""
-    go_on = f"millrace resume {result.run_dir}"
-    if result.reason == "complete":
-        go_on += f" --total-env-steps {result.env_steps * 2}"
     print("\nnext:")
     print_table(
         [
             (f"  millrace eval {result.run_dir}", "how good it is without exploring"),
             (f"  millrace play {result.run_dir}", "watch a game"),
-            (f"  {go_on}", "train on"),
+            (f"  millrace resume {result.run_dir}{_lifted_limit(result)}", "train on"),
         ]
     )
+
+
+def _lifted_limit(result: Result) -> str:
+    """The option without which a resumed run would end at once for the same reason."""
+    if result.reason == "complete":
+        return f" --total-env-steps {result.env_steps * 2}"
+    if result.reason.startswith("stop."):
+        limit = result.reason.partition("=")[0]
+        return f" --{limit} {'none' if limit == 'stop.mean_return' else 0}"
+    return ""

@@ -23,7 +23,7 @@ Grid = npt.NDArray[np.uint8]
 
 BLOCK_CELLS = 2
 
-FROZEN_DRAWS = {"mini": 23, "full": 7}
+FROZEN_DRAWS = {"mini": 23, "full": 4}
 """Which draw became the frozen map of a size, picked by eye."""
 
 
@@ -59,6 +59,8 @@ class MapStructure:
     """No cell is further than this from any point."""
     places_at_dead_ends: int
     """At least this many treasure places lie at a dead end."""
+    buff_off_centre_cells: int
+    """The buff is at most this far from the centre along each axis."""
 
     FULL: ClassVar[MapStructure]
     MINI: ClassVar[MapStructure]
@@ -84,6 +86,7 @@ MapStructure.FULL = MapStructure(
     start_end_cells=(150, 220),
     longest_cells=255,
     places_at_dead_ends=8,
+    buff_off_centre_cells=20,
 )
 MapStructure.MINI = MapStructure(
     blocks=16,
@@ -100,6 +103,7 @@ MapStructure.MINI = MapStructure(
     start_end_cells=(76, 110),
     longest_cells=127,
     places_at_dead_ends=3,
+    buff_off_centre_cells=6,
 )
 
 
@@ -121,6 +125,8 @@ class MapFigures:
     """Largest grid distance between a point and a cell."""
     places_at_dead_ends: int
     """Treasure places whose surroundings, when blocked, cut nothing else off."""
+    buff_off_centre_cells: float
+    """Distance of the buff from the centre along the axis where it is larger."""
     discs_free: bool
     """Whether all cells within the trigger radius of every point are walkable."""
 
@@ -153,7 +159,7 @@ def _draft(structure: MapStructure, rules: RealmRules, rng: np.random.Generator)
     tree = _branch_out(path, structure, rng)
     loops = _loop_edges(tree, int(rng.integers(structure.loops[0], structure.loops[1] + 1)), structure, rng)
     leaves = [node for node in _nodes(tree) if _degree(node, tree) == 1 and node not in (start, end)]
-    chosen = _choose_points(tree + loops, leaves, start, end, rules, rng)
+    chosen = _choose_points(tree + loops, leaves, (start, end), structure, rules, rng)
     num_leaves = len(leaves) + 2
     if chosen is None or not structure.leaves[0] <= num_leaves <= structure.leaves[1]:
         return None
@@ -240,20 +246,25 @@ def _degree(node: Node, edges: list[Edge]) -> int:
 
 
 def _choose_points(
-    edges: list[Edge], leaves: list[Node], start: Node, end: Node, rules: RealmRules, rng: np.random.Generator
+    edges: list[Edge],
+    leaves: list[Node],
+    ends: Edge,
+    structure: MapStructure,
+    rules: RealmRules,
+    rng: np.random.Generator,
 ) -> list[Node] | None:
     """Nodes by point id: the buff near the centre, places at blind ends first; None if there are too few."""
-    inner = [node for node in _nodes(edges) if node not in leaves and node not in (start, end)]
+    inner = [node for node in _nodes(edges) if node not in leaves and node not in ends]
     if not inner:
         return None
-    centre = (np.array(start) + np.array(end)) / 2
-    buff = min(inner, key=lambda node: float(np.abs(np.array(node) - centre).sum()))
+    centre = (structure.lattice - 1) // 2
+    buff = min(inner, key=lambda node: (node[0] - centre) ** 2 + (node[1] - centre) ** 2)
     inner.remove(buff)
     places = [leaves[i] for i in rng.permutation(len(leaves))] + [inner[i] for i in rng.permutation(len(inner))]
     if len(places) < rules.num_places:
         return None
     places = places[: rules.num_places]
-    chosen = {BUFF_ID: buff, END_ID: end, START_ID: start}
+    chosen = {BUFF_ID: buff, START_ID: ends[0], END_ID: ends[1]}
     order = rng.permutation(rules.num_places)
     chosen.update({FIRST_PLACE_ID + i: places[order[i]] for i in range(rules.num_places)})
     return [chosen[point_id] for point_id in range(rules.num_points)]
@@ -293,6 +304,7 @@ def _fits(draft: RealmMap, structure: MapStructure, rules: RealmRules) -> bool:
         and structure.loops[0] <= figures.loops <= structure.loops[1]
         and figures.longest_cells <= structure.longest_cells
         and figures.places_at_dead_ends >= structure.places_at_dead_ends
+        and figures.buff_off_centre_cells <= structure.buff_off_centre_cells
         and figures.discs_free
     )
 
@@ -309,6 +321,7 @@ def measure_map(realm_map: RealmMap, rules: RealmRules) -> MapFigures:
         start_end_cells=_start_end_cells(realm_map),
         longest_cells=int(np.where(distance == UNREACHABLE, 0, distance).max()),
         places_at_dead_ends=sum(_at_dead_end(walkable, point, rules) for point in points[FIRST_PLACE_ID:]),
+        buff_off_centre_cells=float(np.abs(points[BUFF_ID] / CELL_UNITS - rules.width_cells / 2).max()),
         discs_free=all(_disc_is_free(walkable, point, rules) for point in points),
     )
 
