@@ -62,10 +62,8 @@ class OpaqueClock(Clock):
 class ForgetfulClock(OpaqueClock):
     """Not a function of seed and actions: replaying leads elsewhere."""
 
-    def reset(self, *, seed=None, options=None):
-        observation, info = super().reset(seed=seed)
-        observation[2] = self.last_action = int.from_bytes(os.urandom(2), "little")
-        return observation, info
+    def _observe(self):
+        return np.array([self.tag, self.ticks, int.from_bytes(os.urandom(2), "little")], np.float32)
 
 
 class Masked(gym.Env):
@@ -144,7 +142,7 @@ class Faulty(Clock):
         tokens: a directory; each failure takes one file out of it, and without files there is no failure.
     """
 
-    def __init__(self, kind: str, tokens: str, at_tick: int = 3, step_s: float = 0.0) -> None:
+    def __init__(self, kind: str = "raises", tokens: str = "", at_tick: int = 3, step_s: float = 0.0) -> None:
         super().__init__(longest=6)
         self.kind, self.tokens, self.at_tick, self.step_s = kind, tokens, at_tick, step_s
         # The trainer makes environments too, to look at them; only workers fail.
@@ -152,7 +150,7 @@ class Faulty(Clock):
             raise OSError("the level file is missing")
 
     def _take_token(self) -> bool:
-        for path in sorted(Path(self.tokens).iterdir()):
+        for path in sorted(Path(self.tokens).glob("*.token")) if self.tokens else []:
             try:
                 path.unlink()
                 return True
@@ -196,7 +194,7 @@ def tokens(directory: Path, count: int) -> str:
     """A directory that lets `Faulty` fail `count` times."""
     directory.mkdir()
     for number in range(count):
-        (directory / f"{number:03d}").touch()
+        (directory / f"{number:03d}.token").touch()
     return str(directory)
 
 
@@ -303,30 +301,29 @@ class PileRounds(gym.vector.VectorEnv):
     PILE = 9
 
     def __init__(self, num_envs: int = 4) -> None:
-        assert num_envs % 2 == 0, "two seats a game"
-        self.num_envs = num_envs
+        self.num_envs, self.num_games = num_envs, -(-num_envs // 2)  # of an odd number the last seat plays itself
         self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
         self.single_observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
         self.single_action_space = spaces.Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.pile = np.full(num_envs // 2, self.PILE)
-        self.is_over = np.zeros(num_envs // 2, bool)
-        self.rounds = 0
+        self.pile = np.full(self.num_games, self.PILE)
+        self.is_over = np.zeros(self.num_games, bool)
 
     def _observe(self):
-        seats = np.tile([0.0, 1.0], self.num_envs // 2)
-        return np.stack([np.repeat(self.pile / self.PILE, 2), seats], axis=1).astype(np.float32)
+        seats = np.tile([0.0, 1.0], self.num_games)
+        return np.stack([np.repeat(self.pile / self.PILE, 2), seats], axis=1).astype(np.float32)[: self.num_envs]
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.pile = np.full(self.num_envs // 2, self.PILE)
-        self.is_over = np.zeros(self.num_envs // 2, bool)
+        self.pile = np.full(self.num_games, self.PILE)
+        self.is_over = np.zeros(self.num_games, bool)
         return self._observe(), {}
 
     def step(self, actions):
-        reward = np.zeros(self.num_envs)
-        for game in range(self.num_envs // 2):
+        reward = np.zeros(2 * self.num_games)
+        actions = np.append(actions, 0)
+        for game in range(self.num_games):
             if self.is_over[game]:
                 self.pile[game], self.is_over[game] = self.PILE, False
                 continue
@@ -340,5 +337,5 @@ class PileRounds(gym.vector.VectorEnv):
                 gain = taken + 10 * self.is_over[game]
                 reward[mine] += gain
                 reward[theirs] -= gain
-        terminated = np.repeat(self.is_over, 2)
-        return self._observe(), reward, terminated, np.zeros(self.num_envs, bool), {}
+        terminated = np.repeat(self.is_over, 2)[: self.num_envs]
+        return self._observe(), reward[: self.num_envs], terminated, np.zeros(self.num_envs, bool), {}

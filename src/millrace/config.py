@@ -332,7 +332,7 @@ def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and isinstance(target.get(key), dict):
             target[key].update(value)
         else:
-            target[key] = value
+            target[key] = dict(value) if isinstance(value, Mapping) else value
     return nested
 
 

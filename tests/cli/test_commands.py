@@ -125,7 +125,7 @@ def test_envs_lists_and_filters(cli: Cli) -> None:
     names = [row["id"] for row in rows["environments"]]
     assert names[:2] == ["millrace/RealmMini-v0", "millrace/Realm-v0"]
     assert "CartPole-v1" in names
-    assert {"name": "cartpole", "id": "CartPole-v1"} in rows["recipes"]
+    assert {"name": "cartpole-quick", "id": "CartPole-v1"} in rows["recipes"]
     assert "Acrobot-v1" not in cli("envs", "cart").out
 
 

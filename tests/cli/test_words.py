@@ -80,7 +80,7 @@ def test_every_error_has_an_exit_code_that_the_help_explains() -> None:
         (["train", "CartPole-v1", "--ppo.clp", "0.1"], "did you mean --ppo.clip?"),
         (["train", "--gamma", "0.9", "CartPole-v1"], "did you mean --ppo.gamma?"),
         (["train", "CartPole-v2"], "did you mean CartPole-v1?"),
-        (["train", "cartpol"], "did you mean the recipe cartpole?"),
+        (["train", "realm-mni"], "did you mean the recipe realm-mini?"),
         (["train", "no_such_module:make"], "no module 'no_such_module'"),
         (["train", "CartPole-v1", "--ppo.clip", "much"], "ppo.clip='much' must be float"),
         (["train", "CartPole-v1", "--backend", "process"], "did you mean 'processes'?"),

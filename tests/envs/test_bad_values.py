@@ -95,7 +95,7 @@ def test_two_bad_values_that_cancel_in_a_sum_are_both_seen():
             observation, reward, terminated, truncated, info = super().step(action)
             return observation + [0, 0, np.inf * (1 if self.tag % 2 else -1)], reward, terminated, truncated, info
 
-    env = vector(lambda: Cancels("none", "."), "count")
+    env = vector(Cancels, "count")
     rows = play(env, 1)
     assert env.bad_values == 3
     assert not rows[1].valid.any()
@@ -107,4 +107,16 @@ def test_a_bad_first_observation_is_an_error_with_its_seed():
             return np.full(3, np.nan, np.float32), {}
 
     with pytest.raises(EnvError, match=r"slot 0, reset\(seed=\d+\): the observation obs is not finite"):
-        play(single(lambda: Broken("none", "."), "count"), 0)
+        play(single(Broken, "count"), 0)
+
+
+@pytest.mark.parametrize("make", [single, vector])
+def test_large_numbers_are_not_taken_for_infinite_ones(make):
+    class Large(Faulty):
+        def _observe(self):
+            return np.full(3, 3e38, np.float32)
+
+    env = make(Large, "refuse")
+    rows = play(env, 5)
+    assert env.bad_values == 0
+    assert all((row.observation["obs"] == np.float32(3e38)).all() for row in rows)

@@ -63,6 +63,20 @@ def test_a_generator_continues_its_stream_and_stays_shared():
     assert fresh.rng.random(3).tolist() == env.rng.random(3).tolist()
 
 
+def test_spaces_go_on_drawing_their_samples():
+    def make():
+        return Bare(space=gym.spaces.Dict({"a": gym.spaces.Discrete(1000), "b": gym.spaces.Box(0, 1, (2,))}))
+
+    env = make()
+    env.space.seed(1)
+    env.space.sample()
+    fresh = round_trip(env, make())
+    for _ in range(3):
+        mine, theirs = env.space.sample(), fresh.space.sample()
+        assert mine["a"] == theirs["a"]
+        np.testing.assert_array_equal(mine["b"], theirs["b"])
+
+
 def test_generators_inside_lists_continue_their_streams():
     env = Bare(rngs=[np.random.default_rng(1), np.random.Generator(np.random.Philox(2))])
     fresh = round_trip(env, Bare(rngs=[]))

@@ -62,6 +62,11 @@ class Crash:
             raise ConfigError(
                 f"slot {number} drew its own seed, as vector environments do; train with --env.vectorization single"
             )
+        if not entry["complete"]:
+            raise ConfigError(
+                f"slot {number}: the action log does not reach back to the beginning of its episode; raise "
+                "--collect.action_log_steps, or look at a crash that came later after a resume"
+            )
         return entry
 
 

@@ -10,6 +10,7 @@ from millrace.envs.protocol import episode_seed
 from millrace.types import Array, Rollout, RolloutLayout
 
 HEADER_WORDS = 1  # steps recorded so far
+SLOT_WORDS = 4
 
 
 class ActionLog:
@@ -20,23 +21,23 @@ class ActionLog:
         self._capacity = capacity_steps
         self._recorded = np.ndarray((1,), np.int64, buffer=memory)
         offset = 8 * HEADER_WORDS
-        # Step at which each slot's episode began, its number and its seed.
-        self._starts, self._episodes, self._seeds = (
-            np.ndarray((slots,), np.int64, buffer=memory, offset=offset + 8 * slots * i) for i in range(3)
+        # Step at which each slot's episode began, its number, its seed, and whether it began before the log.
+        self._starts, self._episodes, self._seeds, self._cut = (
+            np.ndarray((slots,), np.int64, buffer=memory, offset=offset + 8 * slots * i) for i in range(SLOT_WORDS)
         )
         dtype = np.dtype(layout.spec.action.dtype)
-        self._ring = np.ndarray((capacity_steps, slots, columns), dtype, buffer=memory, offset=offset + 24 * slots)
+        self._ring = np.ndarray((capacity_steps, slots, columns), dtype, buffer=memory, offset=offset + 8 * SLOT_WORDS * slots)
 
     @staticmethod
     def nbytes(layout: RolloutLayout, capacity_steps: int) -> int:
         action = layout.spec.action
         per_step = layout.num_slots * action.num_columns * np.dtype(action.dtype).itemsize
-        return 8 * HEADER_WORDS + 24 * layout.num_slots + capacity_steps * per_step
+        return 8 * (HEADER_WORDS + SLOT_WORDS * layout.num_slots) + capacity_steps * per_step
 
-    def clear(self, seeds: Array) -> None:
-        """A new worker begins; its episodes have these seeds and are its first."""
+    def clear(self, seeds: Array, episodes: Array | int = 0, cut: bool = False) -> None:
+        """A worker begins with episodes of these seeds and numbers; cut ones began before the log."""
         self._recorded[0] = 0
-        self._starts[:], self._episodes[:], self._seeds[:] = 0, 0, seeds
+        self._starts[:], self._episodes[:], self._seeds[:], self._cut[:] = 0, episodes, seeds, cut
 
     def append(self, rollout: Rollout, seeds: Array) -> None:
         """Record a whole rollout; `seeds` [B] are those of the episodes in progress after it."""
@@ -51,28 +52,28 @@ class ActionLog:
             # Row last + 1 is the reset transition, whose action the game never sees.
             self._starts[:] = np.where(ended, first + last + 2, self._starts)
             self._episodes += done.sum(0)
+            self._cut[ended] = False
         self._seeds[:] = seeds
         self._recorded[0] = first + steps
 
     def slots(self, rollout: Rollout | None, steps_in_rollout: int, stream_seed: int) -> list[dict[str, Any]]:
         """For each slot the seed and actions of its episode, with the rollout that was being written."""
-        entries = []
-        for slot in range(len(self._starts)):
-            start, seed = int(self._starts[slot]), int(self._seeds[slot])
-            partial = rollout.action[:steps_in_rollout, slot] if rollout is not None else self._ring[:0, slot]
-            if rollout is not None and steps_in_rollout:
-                done = (rollout.terminated | rollout.truncated)[: steps_in_rollout - 1, slot]
-                if done.any():
-                    last = len(done) - 1 - int(done[::-1].argmax())
-                    start, partial = int(self._recorded[0]) + last + 2, partial[last + 2 :]
-                    episode = int(self._episodes[slot]) + int(done.sum())
-                    seed = episode_seed(stream_seed, slot, episode) if seed >= 0 else seed
-            entries.append({"slot": slot, "seed": seed, **self._actions(slot, start, partial)})
-        return entries
+        taken = 0 if rollout is None else steps_in_rollout
+        return [self._slot(slot, rollout, taken, stream_seed) for slot in range(len(self._starts))]
 
-    def _actions(self, slot: int, start: int, partial: Array) -> dict[str, Any]:
-        recorded = int(self._recorded[0])
+    def _slot(self, slot: int, rollout: Rollout | None, taken: int, stream_seed: int) -> dict[str, Any]:
+        recorded, start, episode = int(self._recorded[0]), int(self._starts[slot]), int(self._episodes[slot])
+        seed, cut = int(self._seeds[slot]), bool(self._cut[slot])
+        partial = self._ring[:0, slot] if rollout is None else rollout.action[:taken, slot]
+        # The step under way has no flags yet.
+        done = np.zeros(0, bool) if rollout is None else (rollout.terminated | rollout.truncated)[: max(taken - 1, 0), slot]
+        if done.any():
+            start = recorded + len(done) - 1 - int(done[::-1].argmax()) + 2
+            episode += int(done.sum())
+        if start > recorded:  # the episode began in this rollout, after its worker last told its seeds
+            seed, cut = episode_seed(stream_seed, slot, episode) if seed >= 0 else seed, False
         steps = np.arange(min(start, recorded), recorded)
-        complete = len(steps) <= self._capacity
-        past = self._ring[steps[-self._capacity :] % self._capacity, slot] if self._capacity else partial[:0]
-        return {"complete": bool(complete), "actions": np.concatenate([past, partial]).tolist()}
+        past = self._ring[steps[-self._capacity :] % self._capacity, slot]
+        actions = np.concatenate([past, partial[max(0, start - recorded) :]])
+        complete = not cut and len(steps) <= self._capacity
+        return {"slot": slot, "seed": seed, "complete": complete, "actions": actions.tolist()}

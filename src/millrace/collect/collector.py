@@ -46,6 +46,12 @@ class Collector:
     def load_weights(self, weights: Array) -> None:
         self._actor.load(weights)
 
+    def start(self) -> None:
+        """Begin the first episodes, unless some are in progress."""
+        if not self._started:
+            self.env.reset(self._current)
+            self._started = True
+
     def collect(self, rollout: Rollout, version: int, progress: Array) -> Collected:
         """Fill `rollout` with T steps acted by the loaded weights.
 
@@ -54,9 +60,7 @@ class Collector:
             progress: one int64 that counts steps for whoever watches over this collector.
         """
         begin = perf_counter()
-        if not self._started:
-            self.env.reset(self._current)
-            self._started = True
+        self.start()
         rows = self._rows.get(id(rollout)) or self._rows.setdefault(id(rollout), EnvRows(rollout, self._layout))
         times = CollectorTimes()
         seeds = self.env.episode_seeds().copy()

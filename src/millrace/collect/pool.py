@@ -112,8 +112,7 @@ class Workplace:
         self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size)
         self.progress = progress_words(setup.blocks.progress, setup.num_workers)[setup.worker]
         self.log = action_log(setup.blocks.logs, setup.layout, setup.action_log_steps, setup.worker)
-        if self.log is not None:
-            self.log.clear(env.episode_seeds())
+        self._log_begun = False
         self._weights = np.empty(setup.weights_size, np.float32)
         self._version = -1
 
@@ -122,6 +121,10 @@ class Workplace:
         if self.board.version != self._version:
             self._version = self.board.read(self._weights)
             self.collector.load_weights(self._weights)
+        self.collector.start()
+        if self.log is not None and not self._log_begun:
+            self.log.clear(self.collector.env.episode_seeds())
+            self._log_begun = True
         rollout = self.slab.rollouts[place]
         self.progress[2:4] = place, self.progress[0]
         self.progress[1] = 1
@@ -134,6 +137,11 @@ class Workplace:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a saved collector."""
         self.collector.load_state(state)
+        if self.log is not None:
+            # Environments that count begun episodes name them from 0; the others have no seeds to tell.
+            episodes = np.asarray(state["env"].get("episodes", 1)) - 1
+            self.log.clear(self.collector.env.episode_seeds(), episodes, cut=True)
+            self._log_begun = True
 
 
 def progress_words(block: SharedBlock, num_workers: int) -> np.ndarray[Any, np.dtype[np.int64]]:

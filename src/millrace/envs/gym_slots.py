@@ -107,7 +107,7 @@ class GymSlots:
                 if value.dtype == object:
                     raise ValueError("holds None or other objects")
                 target[slot] = value
-                if target.dtype.kind == "f" and not np.isfinite(np.sum(target[slot])):
+                if target.dtype.kind == "f" and not np.isfinite(target[slot]).all():
                     raise ValueError("is not finite")
             except (TypeError, ValueError, KeyError, IndexError) as error:
                 row.observation[name][slot] = 0

@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 
 GENERATOR_KEY, SCALAR_KEY, TUPLE_KEY, DEQUE_KEY = "__generator__", "__scalar__", "__tuple__", "__deque__"
+SPACE_KEY = "__space__"
 STATIC_TYPES = (
-    gym.Space,
     gym.envs.registration.EnvSpec,
     types.FunctionType,
     types.MethodType,
@@ -58,6 +58,8 @@ def load(env: Any, state: list[dict[str, Any]]) -> None:
             current = getattr(layer, name, None)
             if isinstance(current, np.random.Generator) and isinstance(value, dict) and GENERATOR_KEY in value:
                 current.bit_generator.state = value[GENERATOR_KEY]  # in place: others may hold the same generator
+            elif isinstance(current, gym.Space):
+                _load_space(current, value)
             else:
                 setattr(layer, name, _thaw(value))
 
@@ -69,6 +71,8 @@ def _save_layer(layer: Any) -> dict[str, Any]:
     for name, value in vars(layer).items():
         if name in SKIPPED_NAMES or isinstance(value, STATIC_TYPES):
             continue
+        if isinstance(value, gym.Space) and isinstance(layer, gym.vector.VectorEnv):
+            continue  # batching a space gives it a generator of its own, which nobody draws from
         try:
             saved[name] = _freeze(value)
         except _Opaque:
@@ -87,6 +91,8 @@ def _freeze(value: Any) -> Any:
         return value.copy()
     if isinstance(value, np.random.Generator):
         return {GENERATOR_KEY: value.bit_generator.state}
+    if isinstance(value, gym.Space):
+        return {SPACE_KEY: [_space_generator(part) for part in _parts(value)]}
     if type(value) is list:
         return [_freeze(item) for item in value]
     if type(value) is tuple:
@@ -96,6 +102,22 @@ def _freeze(value: Any) -> Any:
     if type(value) is dict and all(type(key) is str for key in value):
         return {key: _freeze(item) for key, item in value.items()}
     raise _Opaque(type(value).__name__)
+
+
+def _parts(space: gym.Space[Any]) -> list[gym.Space[Any]]:
+    """A space and those inside it; each draws its samples from a generator of its own."""
+    inside = getattr(space, "spaces", ())
+    nested = inside.values() if isinstance(inside, dict) else inside
+    return [space, *(part for inner in nested for part in _parts(inner))]
+
+
+def _space_generator(space: gym.Space[Any]) -> Any:
+    return None if space._np_random is None else _freeze(space._np_random)
+
+
+def _load_space(space: gym.Space[Any], value: Any) -> None:
+    for part, generator in zip(_parts(space), value[SPACE_KEY], strict=True):
+        part._np_random = _thaw(generator)
 
 
 def _thaw(value: Any) -> Any:

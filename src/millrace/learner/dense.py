@@ -41,7 +41,7 @@ class DenseGradients:
     def prepare(self, rows: Rows) -> None:
         """Prepare the inputs once for all epochs; everything else is shared with the tensors."""
         with torch.no_grad():
-            prepared = [self._policy.prepared(key, rows.observation[key]).flatten(1) for key in self._keys]
+            prepared = [self._policy.prepared(key, rows.observation[key]).reshape(len(rows), -1) for key in self._keys]
             inputs = torch.cat(prepared, dim=1) if len(prepared) > 1 else prepared[0]
         tensors = {name: x for name, x in vars(rows).items() if isinstance(x, Tensor)}
         self._rows = {"inputs": inputs.numpy()} | {name: x.numpy() for name, x in tensors.items()}

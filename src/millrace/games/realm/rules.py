@@ -149,8 +149,12 @@ class RealmReward:
     """For each cell of grid distance gained on the nearest treasure (negative when lost)."""
     approach_end: float = 1.0
     """For each cell of grid distance gained on the end, once no treasure is left."""
-    flash_factor: float = 5.0
-    """Both approach terms are multiplied by this in a step that flashes."""
+    flash_factor: float = 1.0
+    """Both approach terms are multiplied by this in a step that flashes.
+
+    The original's is 5, which on winding maps pays more for one flash than for a treasure: on RealmMini it holds
+    the score at 471, where 1 reaches 520 (ours, measured, 50 s of training on two cores).
+    """
     buff: float = 5.0
     """For picking up the buff."""
     wall: float = -1.0
