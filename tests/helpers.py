@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import millrace
+from millrace.config import Config
+from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow
+from millrace.run import Run
 from millrace.rundir import RunDirectory
 from millrace.types import SlotSpec
 
@@ -30,6 +34,18 @@ def quick_train(env: str | Callable[..., Any], run_dir: Path, settings: dict[str
     return millrace.train(
         env, run_dir=str(run_dir), quiet=True, settings={**QUICK, **(settings or {})}, **{**sizes, **short}
     )
+
+
+@contextmanager
+def opened(env: str | Callable[..., Any], run_dir: Path, **settings: Any) -> Iterator[Run]:
+    """A run whose loop the test turns by hand: 2 workers x 4 slots x 16 steps in this process, unless said otherwise."""
+    names = {"env.id": env} if isinstance(env, str) else {}
+    sizes = {"collect.workers": 2, "collect.envs_per_worker": 4, "collect.rollout_steps": 16, "collect.max_policy_lag": 0,
+             "collect.backend": "serial", "total_env_steps": 10**9}
+    quiet = {"run_dir": str(run_dir), "metrics.console": "off"}
+    config = Config().replace({**QUICK, **sizes, **quiet, **names, **settings})
+    with Run(config, EnvMaker(config.env, None if isinstance(env, str) else env)) as run:
+        yield run
 
 
 def learned(run_dir: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from millrace.types import EpisodeRecord, RolloutLayout
 RECENT_EPISODES = 100
 STOP_GRACE_S = 10.0
 STOPPED_BY = "stopped by"
+SLOW_PROBE_S = 1.0
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
 
 
@@ -87,7 +88,7 @@ class Run:
         self.directory = RunDirectory(path)
         self.directory.create()
         self.sinks = Sinks(self._make_sinks(config, path))
-        self.probe: Probe = probe_env(self._maker)
+        self.probe: Probe = self._probe()
         self.config = dataclasses.replace(resolve(config, self.probe), run_dir=str(path))
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
@@ -103,6 +104,14 @@ class Run:
         self._last_row_steps = self._last_checkpoint_steps = self._last_eval_steps = self.env_steps
         self.startup_s = self._train_begin_s - self._begin_s
         self._write_status("running")
+
+    def _probe(self) -> Probe:
+        begin_s = time.perf_counter()
+        probe = probe_env(self._maker)
+        took_s = time.perf_counter() - begin_s
+        if took_s > SLOW_PROBE_S:
+            self.sinks.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
+        return probe
 
     def _make_sinks(self, config: Config, path: Path) -> list[Any]:
         sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
@@ -376,7 +385,22 @@ class Run:
         if self._signalled_s and self.source.drain():
             self.sinks.note(f"dropped {self.source.counts.dropped_env_steps} collected steps to stop in time")
         self.checkpoint()
+        if self.learner.updates:
+            self.sinks.note(self._who_waited())
         self._write_status("complete" if self.is_complete else self.stopping or "stopped")
+
+    def _who_waited(self) -> str:
+        """One sentence on what held the run back."""
+        shares = self._time_shares(time.perf_counter())
+        if shares["share_learner_wait"] > shares["share_collector_wait"]:
+            return (
+                f"the learner waited {shares['share_learner_wait']:.0%} of the time for collectors, which spent "
+                f"{shares['share_step']:.0%} in the environment: more workers or environments would help"
+            )
+        return (
+            f"collectors waited {shares['share_collector_wait']:.0%} of the time for the learner, which learned "
+            f"{shares['share_learn']:.0%} of it: fewer epochs or larger minibatches would help"
+        )
 
     def _write_status(self, state: str) -> None:
         status = {

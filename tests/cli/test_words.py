@@ -27,8 +27,11 @@ class Words(gym.Env):
         super().reset(seed=seed)
         return "word", {}
 
-def failing():
-    raise TypeError("no such thing as a game")
+class Failing(Words):
+    observation_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        raise TypeError("no such thing as a game")
 """
 
 
@@ -114,6 +117,13 @@ def test_an_environment_that_breaks_its_contract_is_exit_code_3(cli: Cli, tmp_pa
     assert "which has no fixed array form" in said.err
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1", "millrace/RealmMini-v0"])
+def test_an_argument_that_the_environment_does_not_take_is_named(cli: Cli, env: str) -> None:
+    said = cli("train", env, "--env.kwargs", "colour=red", *TINY)
+    assert said.code == 3
+    assert f"cannot make {env} with colour='red': " in said.err
+
+
 def test_a_missing_run_is_exit_code_4(cli: Cli) -> None:
     assert cli("eval").code == 4
     said = cli("resume", "runs/nowhere")
@@ -144,12 +154,12 @@ def test_an_unexpected_error_is_one_line_with_its_place_and_a_traceback_on_reque
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "failing_game.py").write_text(BROKEN_ENV)
-    said = cli("train", "failing_game:failing", *TINY)
+    said = cli("train", "failing_game:Failing", *TINY)
     assert said.code == 1
     assert said.err.startswith("millrace: TypeError: no such thing as a game (failing_game.py, line ")
     assert said.err.count("\n") == 1
     monkeypatch.setenv("MILLRACE_DEBUG", "1")
-    assert "Traceback (most recent call last)" in cli("train", "failing_game:failing", *TINY).err
+    assert "Traceback (most recent call last)" in cli("train", "failing_game:Failing", *TINY).err
 
 
 def test_what_needs_no_torch_does_not_import_it() -> None:

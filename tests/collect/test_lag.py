@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_on_policy import opened
+from helpers import opened
 from toys import Clock, Uneven
 
 from millrace.types import Rollout

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK
+from helpers import opened
 from toys import Everything, Masked
 
-from millrace.config import Config
-from millrace.envs.make import EnvMaker
 from millrace.ops.distributions import log_prob_and_entropy
 from millrace.run import Run
 
 NORMALIZED = {"ppo.normalize_observation": True, "ppo.normalize_reward": True}
-
-
-@contextmanager
-def opened(env, run_dir: Path, **settings) -> Iterator[Run]:
-    names = {"env.id": env} if isinstance(env, str) else {}
-    sizes = {"collect.workers": 2, "collect.envs_per_worker": 4, "collect.rollout_steps": 16, "collect.max_policy_lag": 0,
-             "collect.backend": "serial", "total_env_steps": 10**9}
-    quiet = {"run_dir": str(run_dir), "metrics.console": "off"}
-    config = Config().replace({**QUICK, **sizes, **quiet, **names, **settings})
-    with Run(config, EnvMaker(config.env, None if isinstance(env, str) else env)) as run:
-        yield run
 
 
 def ratios(run: Run, batch) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,13 +71,8 @@ class EnvMaker:
     def make_single(self, render_mode: str | None = None) -> Any:
         """One environment, wrapped as configured."""
         kwargs = dict(self.config.kwargs) | ({"render_mode": render_mode} if render_mode else {})
-        try:
+        with self._explaining():
             env = self._construct(kwargs)
-        except ImportError as error:
-            extra = EXTRAS.get((error.name or "").split(".")[0])
-            if extra:
-                raise MissingExtraError(str(error.name), extra, f"the environment {self.config.id}") from error
-            raise EnvError(f"cannot make {self.name}: {error}") from error
         if isinstance(env, gym.vector.VectorEnv):
             return env
         if not isinstance(env, gym.Env):
@@ -86,6 +82,21 @@ class EnvMaker:
         if self.config.max_episode_steps and not self._is_registered:
             env = gym.wrappers.TimeLimit(env, self.config.max_episode_steps)
         return env
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """What goes wrong while an environment is made, as an error of ours."""
+        try:
+            yield
+        except (ImportError, gym.error.DependencyNotInstalled) as error:
+            missing = getattr(error, "name", None) or getattr(error.__cause__, "name", None) or ""
+            extra = EXTRAS.get(missing.split(".")[0])
+            if extra:
+                raise MissingExtraError(missing, extra, f"the environment {self.config.id}") from error
+            raise EnvError(f"cannot make {self.name}: {error}") from error
+        except (TypeError, ValueError) as error:  # mostly an argument that it does not take
+            arguments = ", ".join(f"{key}={value!r}" for key, value in self.config.kwargs.items()) or "no arguments"
+            raise EnvError(f"cannot make {self.name} with {arguments}: {type(error).__name__}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -127,7 +138,8 @@ class EnvMaker:
             return None
         if accepts_limit and limit:
             kwargs["max_episode_steps"] = limit
-        return gym.make_vec(self.config.id, num_slots, vectorization_mode="vector_entry_point", **kwargs)
+        with self._explaining():
+            return gym.make_vec(self.config.id, num_slots, vectorization_mode="vector_entry_point", **kwargs)
 
     def _make_game(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         from millrace.games.realm import make_game
@@ -136,10 +148,11 @@ class EnvMaker:
         kwargs = dict(self.config.kwargs)
         if self.config.max_episode_steps:
             kwargs["max_step"] = self.config.max_episode_steps
-        single = gym.make(self.config.id, disable_env_checker=True, **self.config.kwargs)
-        spec = slot_spec(single.observation_space, single.action_space, mask_in_info=False)
-        single.close()
-        game = make_game(GAME_SIZES[self.config.id], num_slots, **kwargs)
+        with self._explaining():
+            single = gym.make(self.config.id, disable_env_checker=True, **self.config.kwargs)
+            spec = slot_spec(single.observation_space, single.action_space, mask_in_info=False)
+            single.close()
+            game = make_game(GAME_SIZES[self.config.id], num_slots, **kwargs)
         return GameSlots(game, spec, seed_of)
 
 

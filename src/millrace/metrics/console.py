@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -46,7 +46,9 @@ class LiveSink:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan", no_wrap=True)
         table.add_column()
-        table.add_row("progress", self._progress(row))
+        bar, text = self._progress(row)
+        table.add_row("progress", bar)
+        table.add_row("", text)
         if self._returns:
             table.add_row("return", f"{self._returns[-1]:.2f}  {sparkline(list(self._returns))}")
         table.add_row("speed", f"{row.get('steps_per_second', 0):,.0f} steps/s")
@@ -61,13 +63,13 @@ class LiveSink:
             table.add_row("[yellow]look", Text(sentence, style="yellow"))
         return Panel(table, title=f"[bold]{self._title}", border_style="cyan")
 
-    def _progress(self, row: Row) -> Any:
+    def _progress(self, row: Row) -> tuple[ProgressBar, str]:
         done = row["env_steps"] / self._total
         if self._wall_limit_s:
             done = max(done, row["time_s"] / self._wall_limit_s)
         left_s = row["time_s"] * (1 - done) / max(done, 1e-9)
         text = f"{done:.1%}  {row['env_steps']:,.0f} steps  {clock(row['time_s'])} gone, {clock(left_s)} left"
-        return Group(ProgressBar(total=1.0, completed=min(done, 1.0), width=60), Text(text))
+        return ProgressBar(total=1.0, completed=min(done, 1.0), width=60), text
 
 
 def sparkline(values: list[float]) -> str:
