@@ -271,7 +271,9 @@ class Run:
         while faults:
             fault = faults.pop(0)
             try:
-                where = f"; reproduce: millrace replay {fault.write(self.directory.path / 'crashes', self._env_record())}"
+                where = (
+                    f"; reproduce: millrace replay {fault.write(self.directory.path / 'crashes', self._env_record())}"
+                )
             except OSError as error:
                 where = f"; its crash file could not be written: {error.strerror}"
             self.sinks.note(f"{fault.message} ({fault.kind}): restarted{where}")
@@ -318,7 +320,9 @@ class Run:
                 self.env_steps, self._policy_record(), self._policy_arrays(), self._trainer_state(), __version__
             )
             for path in self.store.retire():
-                self._log(f"deleted the checkpoint {path.name}: checkpoint.keep_last={self.config.checkpoint.keep_last}")
+                self._log(
+                    f"deleted the checkpoint {path.name}: checkpoint.keep_last={self.config.checkpoint.keep_last}"
+                )
             self._write_status("running")
             return written
         except OSError as error:
@@ -404,7 +408,10 @@ class Run:
 
     def _write_status(self, state: str) -> None:
         status = {
-            "state": state, "env_steps": self.env_steps, "wall_s": self.wall_s, "pid": os.getpid(),
+            "state": state,
+            "env_steps": self.env_steps,
+            "wall_s": self.wall_s,
+            "pid": os.getpid(),
             "mean_return": None if np.isnan(self.mean_return) else self.mean_return,
         }
         try:
@@ -424,7 +431,7 @@ class Run:
         self._signalled_s = time.monotonic()
         self.stopping = f"{STOPPED_BY} {signal.Signals(number).name}"
         print(
-            f"\n{signal.Signals(number).name}: stopping at the next update, {STOP_GRACE_S:.0f} s from now at the latest; "
+            f"\n{signal.Signals(number).name}: stopping at the next update, in {STOP_GRACE_S:.0f} s at the latest; "
             "once more leaves at once",
             file=sys.stderr,
             flush=True,
@@ -467,8 +474,8 @@ class Run:
         lines = [
             f"run       {self.directory.path}",
             f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
-            f"{collect.rollout_steps} steps = {batch_size_rows(config):,} rows an update, lag {collect.max_policy_lag}, "
-            f"inference in {actor}",
+            f"{collect.rollout_steps} steps = {batch_size_rows(config):,} rows an update, "
+            f"lag {collect.max_policy_lag}, inference in {actor}",
             f"learn     {config.ppo.epochs} epochs of minibatches of {config.ppo.minibatch_size}, "
             f"{config.ppo.threads} threads, {config.device}",
         ]

@@ -41,7 +41,9 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except OSError as error:
-            raise MillraceError(f"cannot write the run directory {self.path}: {error.strerror}; choose --run-dir") from None
+            raise MillraceError(
+                f"cannot write the run directory {self.path}: {error.strerror}; choose --run-dir"
+            ) from None
 
     def read_config(self) -> Config:
         return Config.from_toml(self.config_file)
@@ -81,7 +83,9 @@ def find_checkpoint(path: str | Path | None) -> Checkpoint:
     if where.name.startswith(PREFIX) and not (where / "checkpoints").is_dir():
         return Checkpoint(where)
     if not where.is_dir():
-        raise CheckpointError(f"{where} is neither a run nor a checkpoint" + ("" if where.exists() else ": it does not exist"))
+        raise CheckpointError(
+            f"{where} is neither a run nor a checkpoint" + ("" if where.exists() else ": it does not exist")
+        )
     return RunDirectory(where).newest_checkpoint()[0]
 
 

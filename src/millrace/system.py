@@ -26,6 +26,7 @@ class SharedBlock:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = max(nbytes, 1)
         self._segment: shared_memory.SharedMemory | None = None
+        self.memory: Any
         if hasattr(os, "memfd_create"):
             self._fd = os.memfd_create("millrace", os.MFD_CLOEXEC)
             os.ftruncate(self._fd, self.nbytes)
@@ -88,7 +89,8 @@ class FileLock:
             holder = file.read(32).decode(errors="replace").strip() or "unknown"
             file.close()
             raise RunLockedError(
-                f"{self._path.parent} is being trained by process {holder}; wait for it, stop it, or use another --run-dir"
+                f"{self._path.parent} is being trained by process {holder}; "
+                "wait for it, stop it, or use another --run-dir"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()).encode())

@@ -106,7 +106,9 @@ def make_config(
     unknown = [name for name in short if name not in SHORT_NAMES]
     if unknown:
         raise ConfigError(f"there is no argument {unknown[0]!r}; have {', '.join(SHORT_NAMES)}, or settings={{...}}")
-    overrules = {SHORT_NAMES[name]: str(value) if name == "run_dir" and value else value for name, value in short.items()}
+    overrules = {
+        SHORT_NAMES[name]: str(value) if name == "run_dir" and value else value for name, value in short.items()
+    }
     config = config.replace({**(settings or {}), **{k: v for k, v in overrules.items() if v is not None}})
     if not callable(env):
         return config, EnvMaker(config.env)
@@ -178,7 +180,7 @@ def prepare_resume(
     directory = RunDirectory(checkpoint.path.parent.parent)
     newest, problems = directory.newest_checkpoint()
     is_named = run_dir is not None and Path(run_dir).resolve() == checkpoint.path.resolve()
-    config, maker = make_config(directory.read_config(), settings, **short)
+    config, _ = make_config(directory.read_config(), settings, **short)
     config = dataclasses.replace(config, run_dir=str(directory.path))
     return config, EnvMaker(config.env, env), checkpoint if is_named else newest, problems
 

@@ -84,7 +84,9 @@ def test_config_keeps_auto_values_open_on_request(cli: Cli) -> None:
 
 
 def test_tables_on_the_command_line_add_to_those_of_the_file(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('[env]\nid = "millrace/RealmMini-v0"\nkwargs = {map = "random", num_maps = 3}\n')
+    (tmp_path / "mine.toml").write_text(
+        '[env]\nid = "millrace/RealmMini-v0"\nkwargs = {map = "random", num_maps = 3}\n'
+    )
     said = cli("config", "mine.toml", "--env.kwargs", "num_maps=5", "--env.kwargs", "random_start=0.5", "--keep-auto")
     assert 'kwargs = {"map" = "random", "num_maps" = 5, "random_start" = 0.5}' in said.out
 
@@ -100,7 +102,14 @@ def test_play_writes_a_gif_into_the_run(cli: Cli, tmp_path: Path) -> None:
 def test_check_env_reports_spaces_mask_repeatability_and_choices(cli: Cli) -> None:
     said = cli("check-env", "millrace/RealmMini-v0")
     assert said.code == 0, said.err
-    for text in ("map: uint8[4, 15, 15]", "yes, 16 bits", "same observations and rewards", "exact:", "network", "score"):
+    for text in (
+        "map: uint8[4, 15, 15]",
+        "yes, 16 bits",
+        "same observations and rewards",
+        "exact:",
+        "network",
+        "score",
+    ):
         assert text in said.out
 
 
@@ -130,7 +139,9 @@ def test_envs_lists_and_filters(cli: Cli) -> None:
 
 
 def test_bench_scaling_measures_each_number_of_workers(cli: Cli) -> None:
-    said = cli("bench", "scaling", "CartPole-v1", "--workers", "1", "--seconds", "4", "--json", "--", "--rollout-steps", "8")
+    said = cli(
+        "bench", "scaling", "CartPole-v1", "--workers", "1", "--seconds", "4", "--json", "--", "--rollout-steps", "8"
+    )
     assert said.code == 0, said.err
     point = json.loads(said.out)
     assert point["workers"] == 1

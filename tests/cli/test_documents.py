@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -30,7 +32,9 @@ def test_the_settings_page_is_current() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_settings_named_in_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"^(?:\$ )?millrace ([a-z-]+)", text, re.MULTILINE) + re.findall(r"`millrace ([a-z-]+)", text):
+    for name in re.findall(r"^(?:\$ )?millrace ([a-z-]+)", text, re.MULTILINE) + re.findall(
+        r"`millrace ([a-z-]+)", text
+    ):
         assert name in COMMANDS, f"{page.name} names the command {name}"
     names = set(setting_names())
     for option in re.findall(r"--([a-z]+\.[a-z_]+)", text):
@@ -61,9 +65,37 @@ def test_every_recipe_is_valid(name: str) -> None:
     assert Config.from_toml(RECIPES / f"{name}.toml").env.id
 
 
+def test_functions_and_settings_in_the_table_of_ppo_details_exist() -> None:
+    text = (ROOT / "docs" / "ppo-details.md").read_text(encoding="utf-8")
+    settings = set(setting_names())
+    names = [name for name in re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", text) if name not in settings]
+    assert len(names) > 30
+    for name in names:
+        assert _resolves(f"millrace.{name}"), f"ppo-details.md names {name}"
+
+
+def _resolves(path: str) -> bool:
+    """Whether a dotted path leads to a module, class, function, field or attribute set by a constructor."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            if not hasattr(found, name):
+                # Fields without a default and attributes of instances are no attributes of the class.
+                return f"{name}:" in inspect.getsource(found) or f"self.{name} =" in inspect.getsource(found)
+            found = getattr(found, name)
+        return True
+    return False
+
+
 def test_constraints_pin_the_torch_that_make_and_ci_install_first() -> None:
     pinned = next(
-        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line.startswith("torch==")
+        line
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line.startswith("torch==")
     )
     assert f"TORCH = {pinned}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     ci = shlex.split((ROOT / ".ci" / "run").read_text(encoding="utf-8"), comments=True)

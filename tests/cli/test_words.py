@@ -164,8 +164,8 @@ def test_an_unexpected_error_is_one_line_with_its_place_and_a_traceback_on_reque
 
 def test_what_needs_no_torch_does_not_import_it() -> None:
     commands = [["--help"], ["train", "--help"], ["envs"], ["config", "CartPole-v1"], ["check-env", "CartPole-v1"]]
-    code = f"import sys; from millrace.cli.main import main; [main(c) for c in {commands}]; assert 'torch' not in sys.modules"
-    done = in_new_process(code)
+    code = f"import sys; from millrace.cli.main import main; [main(words) for words in {commands}]"
+    done = in_new_process(code + "; assert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
 
 

@@ -78,7 +78,9 @@ class Checkpoint:
             files = {name: entry for name, entry in manifest["files"].items() if name.startswith(part)}
             for name, entry in files.items():
                 if _sha256(self.path / name) != entry["sha256"]:
-                    raise CheckpointError(f"{self.path / name} is damaged (its digest differs); use an earlier checkpoint")
+                    raise CheckpointError(
+                        f"{self.path / name} is damaged (its digest differs); use an earlier checkpoint"
+                    )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.path} is not a whole checkpoint: {error}") from error
         return manifest
@@ -117,11 +119,14 @@ class CheckpointStore:
             }
             entries = {name: _write_synced(aside / name, content) for name, content in files.items()}
             manifest = {
-                "format_version": FORMAT_VERSION, "millrace_version": version, "env_steps": env_steps, "files": entries,
+                "format_version": FORMAT_VERSION,
+                "millrace_version": version,
+                "env_steps": env_steps,
+                "files": entries,
             }
             _write_synced(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
             system.sync_directory(aside)
-            os.replace(aside, final)
+            aside.replace(final)
             system.sync_directory(self.directory)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -167,7 +172,7 @@ def newest_whole(directory: Path) -> tuple[Checkpoint, list[str]]:
     Raises:
         CheckpointError: there is none.
     """
-    problems = []
+    problems: list[str] = []
     for checkpoint in reversed(find_checkpoints(directory)):
         try:
             checkpoint.verify()

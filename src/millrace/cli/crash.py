@@ -120,7 +120,9 @@ def _replay_slot(crash: Crash, entry: dict[str, Any], env: str, timeout_s: float
     if done.returncode == 0:
         return Replayed(number, seed, steps, "played through", crashed=False)
     if done.returncode < 0:
-        return Replayed(number, seed, steps, f"killed by signal {-done.returncode}", crashed=True, traceback=done.stderr)
+        return Replayed(
+            number, seed, steps, f"killed by signal {-done.returncode}", crashed=True, traceback=done.stderr
+        )
     if done.returncode == CRASHED:
         reason = done.stderr.strip().splitlines()[-1]
         return Replayed(number, seed, steps, f"raised {reason}", crashed=True, traceback=done.stderr)

@@ -139,10 +139,9 @@ def _compare(first: _RandomPlay, second: _RandomPlay, steps: int) -> str:
 
 
 def _difference(first: EnvRow, second: EnvRow) -> str:
+    names = ("reward", "terminated", "truncated", *(["action_mask"] if first.action_mask is not None else []))
     pairs = {name: (array, second.observation[name]) for name, array in first.observation.items()}
-    pairs |= {name: (getattr(first, name), getattr(second, name)) for name in ("reward", "terminated", "truncated")}
-    if first.action_mask is not None:
-        pairs["action_mask"] = first.action_mask, second.action_mask
+    pairs |= {name: (getattr(first, name), getattr(second, name)) for name in names}
     for name, (one, other) in pairs.items():
         if not np.array_equal(one, other, equal_nan=one.dtype.kind == "f"):
             return f"{name} differs"

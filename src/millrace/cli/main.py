@@ -101,7 +101,9 @@ def _unknown_command(name: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, COMMANDS, 1)
-    return f"there is no command {name!r}" + (f"; did you mean {near[0]}?" if near else "; `millrace --help` lists them")
+    return f"there is no command {name!r}" + (
+        f"; did you mean {near[0]}?" if near else "; `millrace --help` lists them"
+    )
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -68,7 +68,8 @@ def measure_scaling(env: str, workers: int, seconds: float, settings: list[str])
 
 def _watch(process: subprocess.Popen[Any]) -> tuple[float, float]:
     """Peak memory in MB, and processor time over wall time, of a process and its children until it ends."""
-    begin_s, peak_bytes, cpu_s = time.monotonic(), 0, {}
+    begin_s, peak_bytes = time.monotonic(), 0
+    cpu_s: dict[int, float] = {}
     while process.poll() is None:
         pids = system.process_tree(process.pid)
         peak_bytes = max(peak_bytes, sum(map(system.memory_pss_bytes, pids)))

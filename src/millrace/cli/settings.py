@@ -127,8 +127,8 @@ def add_dict_option(parser: argparse.ArgumentParser, name: str, meaning: str) ->
 class _SettingAction(argparse.Action):
     """Collects the setting; a table that is named twice grows."""
 
-    def __init__(self, *args: Any, hint: Any, **kwargs: Any) -> None:
-        super().__init__(*args, default=argparse.SUPPRESS, **kwargs)
+    def __init__(self, option_strings: list[str], dest: str, hint: Any, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **kwargs)
         self.hint = hint
 
     def __call__(
@@ -167,7 +167,9 @@ def _parse_table(text: str, where: str) -> dict[str, Any]:
     except ValueError:
         key, equals, value = inner.partition("=")
         if not equals or not key.strip() or inner.startswith("{"):
-            raise ConfigError(f"{where} {text!r}: write KEY=VALUE, or a TOML table such as '{{a = 1, b = \"x\"}}'") from None
+            raise ConfigError(
+                f"{where} {text!r}: write KEY=VALUE, or a TOML table such as '{{a = 1, b = \"x\"}}'"
+            ) from None
         return {key.strip(): _parse_word(value.strip())}
 
 

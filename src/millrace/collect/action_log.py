@@ -26,7 +26,9 @@ class ActionLog:
             np.ndarray((slots,), np.int64, buffer=memory, offset=offset + 8 * slots * i) for i in range(SLOT_WORDS)
         )
         dtype = np.dtype(layout.spec.action.dtype)
-        self._ring = np.ndarray((capacity_steps, slots, columns), dtype, buffer=memory, offset=offset + 8 * SLOT_WORDS * slots)
+        self._ring = np.ndarray(
+            (capacity_steps, slots, columns), dtype, buffer=memory, offset=offset + 8 * SLOT_WORDS * slots
+        )
 
     @staticmethod
     def nbytes(layout: RolloutLayout, capacity_steps: int) -> int:
@@ -66,7 +68,11 @@ class ActionLog:
         seed, cut = int(self._seeds[slot]), bool(self._cut[slot])
         partial = self._ring[:0, slot] if rollout is None else rollout.action[:taken, slot]
         # The step under way has no flags yet.
-        done = np.zeros(0, bool) if rollout is None else (rollout.terminated | rollout.truncated)[: max(taken - 1, 0), slot]
+        done = (
+            np.zeros(0, bool)
+            if rollout is None
+            else (rollout.terminated | rollout.truncated)[: max(taken - 1, 0), slot]
+        )
         if done.any():
             start = recorded + len(done) - 1 - int(done[::-1].argmax()) + 2
             episode += int(done.sum())

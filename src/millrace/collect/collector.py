@@ -89,14 +89,17 @@ class Collector:
         if mask is not None and not mask.any(-1).all():
             slot = int(np.flatnonzero(~mask.any(-1))[0])
             seed = int(self.env.episode_seeds()[slot])
-            raise EnvError(f"slot {slot}, episode seed {seed}, step {t} of the rollout: the action mask allows no action")
+            raise EnvError(
+                f"slot {slot}, episode seed {seed}, step {t} of the rollout: the action mask allows no action"
+            )
         sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
         times.inference_s += perf_counter() - begin
 
     def _bootstrap(self, rollout: Rollout, t: int) -> None:
         """Slots reset in the same step: value their final observations while they are at hand."""
         final = self.env.final
-        assert final is not None and rollout.bootstrap_value is not None
+        assert final is not None
+        assert rollout.bootstrap_value is not None
         rollout.bootstrap_value[t, final.slots] = self._actor.forward(final.observation)[1]
 
     def _finish(self, rollout: Rollout, rows: EnvRows, version: int) -> None:
@@ -173,8 +176,10 @@ class EnvRows:
         scratch = _scratch(slots)
         self.rows = []
         for t in range(layout.num_steps + 1):
-            transition = scratch if t == 0 else (
-                rollout.reward[t - 1], rollout.terminated[t - 1], rollout.truncated[t - 1], rollout.valid[t - 1]
+            transition = (
+                scratch
+                if t == 0
+                else (rollout.reward[t - 1], rollout.terminated[t - 1], rollout.truncated[t - 1], rollout.valid[t - 1])
             )
             observation = {key: array[t] for key, array in rollout.observation.items()}
             self.rows.append(EnvRow(observation, None if self.mask is None else self.mask[t], *transition))

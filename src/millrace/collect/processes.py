@@ -116,9 +116,10 @@ class ProcessPool:
         """Sleep until a message, a death, or the next thing to look after."""
         alive = [worker for worker in self._workers if worker.state != "down"]
         handles = [worker.connection for worker in alive] + [worker.process.sentinel for worker in alive]
-        ready = mp_connection.wait(handles, min(timeout_s, WATCH_INTERVAL_S)) if handles else time.sleep(timeout_s)
+        # Without handles this just sleeps, until a restart is due.
+        ready = mp_connection.wait(handles, min(timeout_s, WATCH_INTERVAL_S)) if handles else _sleep(timeout_s)
         for worker in alive:
-            if ready and (worker.connection in ready or worker.process.sentinel in ready):
+            if worker.connection in ready or worker.process.sentinel in ready:
                 self._receive(worker)
         self._look_after()
 
@@ -163,7 +164,9 @@ class ProcessPool:
         if steps != worker.last_steps:
             worker.last_steps, worker.last_change_s = steps, now_s
         elif now_s - worker.last_change_s > self.setup.config.step_timeout_s:
-            self._lose(worker, "hung", f"no step finished within collect.step_timeout_s={self.setup.config.step_timeout_s:g}")
+            self._lose(
+                worker, "hung", f"no step finished within collect.step_timeout_s={self.setup.config.step_timeout_s:g}"
+            )
 
     def _lose(self, worker: _Worker, kind: str, reason: str, traceback: str = "") -> None:
         """Put an end to the process, report its grants as lost, and plan the restart."""
@@ -242,6 +245,11 @@ class ProcessPool:
         self._blocks.close()
 
 
+def _sleep(timeout_s: float) -> list[Any]:
+    time.sleep(min(timeout_s, WATCH_INTERVAL_S))
+    return []
+
+
 def _exit_reason(process: Any) -> str:
     code = process.exitcode
     if code is None:
@@ -251,7 +259,8 @@ def _exit_reason(process: Any) -> str:
 
 def _pickled(setup: PoolSetup) -> bytes:
     try:
-        return cloudpickle.dumps((setup.env_maker, setup.actor_maker))
+        makers: bytes = cloudpickle.dumps((setup.env_maker, setup.actor_maker))
+        return makers
     except Exception as error:
         raise ConfigError(
             f"the environment factory or network cannot be sent to worker processes ({error}); make it inside the "
@@ -271,5 +280,3 @@ def _bare_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-

@@ -123,7 +123,9 @@ class RolloutSource:
         return min(up, key=lambda w: load[w], default=None)
 
     def _settle(self, outcome: Outcome) -> None:
-        index = next(i for i, (w, place, _) in enumerate(self._granted) if (w, place) == (outcome.worker, outcome.place))
+        index = next(
+            i for i, (w, place, _) in enumerate(self._granted) if (w, place) == (outcome.worker, outcome.place)
+        )
         _, place, version = self._granted.pop(index)
         self.counts.restarts = self.pool.setup.policy.restarts
         if outcome.collected is not None:

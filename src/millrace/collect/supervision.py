@@ -38,7 +38,9 @@ class Fault:
     def write(self, directory: Path, env: dict[str, Any]) -> Path:
         """Write everything as one JSON file for `millrace replay`."""
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"worker-{self.worker}-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6:06d}.json"
+        path = (
+            directory / f"worker-{self.worker}-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**6:06d}.json"
+        )
         path.write_text(json.dumps({"env": env, **vars(self)}, indent=1))
         return path
 

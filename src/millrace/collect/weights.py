@@ -53,4 +53,6 @@ class WeightsBoard:
             # The digest also guards processors that reorder writes.
             if int(self._header[1]) < version + 2 and zlib.crc32(out.tobytes()) == digest:
                 return version
-        raise WorkerError("the policy weights in shared memory cannot be read whole; restart the run from its checkpoint")
+        raise WorkerError(
+            "the policy weights in shared memory cannot be read whole; restart the run from its checkpoint"
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from millrace.config import Config, NetConfig
+from millrace.config import Config
 from millrace.envs.make import EnvMaker
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, space_from_json, space_to_json
 from millrace.errors import CheckpointError
@@ -47,7 +47,7 @@ class LoadedPolicy:
         self.env = Config().replace({"env": record["env"]}).env
         self.spec = SlotSpec.from_json(record["spec"])
         self.actor = actor
-        self._leaves = [leaf for leaf in leaves(space_from_json(record["observation_space"]))]
+        self._leaves = leaves(space_from_json(record["observation_space"]))
         self._convert = action_converter(space_from_json(record["action_space"]))
         self._rng = np.random.default_rng(0)
 
@@ -109,7 +109,7 @@ def load_policy(path: str | Path | None = None, *, network: Any = None) -> Loade
     checkpoint = find_checkpoint(path)
     record, arrays = checkpoint.read_policy()
     index = [(name, tuple(shape)) for name, shape in record["weights_index"]]
-    net = NetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["net"].items()})
+    net = Config().replace({"net": record["net"]}, where=str(checkpoint.path)).net
     maker = ActorMaker(SlotSpec.from_json(record["spec"]), net, index, record["normalize_observation"], network)
     try:
         weights = np.concatenate([arrays[name].reshape(-1).astype(np.float32) for name, _ in index])

@@ -77,7 +77,7 @@ class GymSlots:
     def _step_slot(self, slot: int, env: gym.Env[Any, Any], action: Array, row: EnvRow) -> None:
         observation, reward, terminated, truncated, info = env.step(self._convert(action))
         problem = self._write(slot, observation, info, row)
-        if reward is None or not np.isscalar(reward) and np.size(reward) != 1 or not np.isfinite(float(reward)):
+        if not _is_finite_number(reward):
             problem, reward = problem or f"the reward is {reward!r}, not a finite number", 0.0
         row.reward[slot], row.valid[slot] = reward, True
         row.terminated[slot], row.truncated[slot] = terminated, truncated
@@ -132,7 +132,7 @@ class GymSlots:
         return self._seeds
 
     def save_state(self) -> dict[str, Any] | None:
-        slots = []
+        slots: list[dict[str, Any]] = []
         for slot, env in enumerate(self.envs):
             if self._keeps_state:
                 slots.append({"state": snapshot.save(env)})
@@ -182,3 +182,10 @@ class GymSlots:
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+
+def _is_finite_number(reward: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(reward)))
+    except (TypeError, ValueError):
+        return False

@@ -203,4 +203,6 @@ def load_object(path: str, what: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         near = difflib.get_close_matches(name, dir(module), 1)
-        raise ConfigError(f"{what}: {module_name} has no {name!r}" + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"{what}: {module_name} has no {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+        ) from None

@@ -28,7 +28,7 @@ SKIPPED_NAMES = {"env", "spec", "_cached_spec", "metadata"}
 PICTURE_NAMES = {"screen", "clock", "screens", "surf", "recorded_frames"}  # left out where they are pygame's objects
 
 
-class _Opaque(Exception):
+class _OpaqueError(Exception):
     """An attribute that is not plain data."""
 
 
@@ -44,7 +44,7 @@ def save(env: Any) -> list[dict[str, Any]] | None:
     """One dictionary of plain values per layer, or None where some attribute is not plain data."""
     try:
         return [_save_layer(layer) for layer in layers(env)]
-    except _Opaque:
+    except _OpaqueError:
         return None
 
 
@@ -75,14 +75,14 @@ def _save_layer(layer: Any) -> dict[str, Any]:
             continue  # batching a space gives it a generator of its own, which nobody draws from
         try:
             saved[name] = _freeze(value)
-        except _Opaque:
+        except _OpaqueError:
             if name not in PICTURE_NAMES:
                 raise
     return saved
 
 
 def _freeze(value: Any) -> Any:
-    """Plain JSON values and numeric arrays that tell their own type, or `_Opaque`."""
+    """Plain JSON values and numeric arrays that tell their own type, or `_OpaqueError`."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
@@ -101,7 +101,7 @@ def _freeze(value: Any) -> Any:
         return {DEQUE_KEY: [_freeze(item) for item in value], "maxlen": value.maxlen}
     if type(value) is dict and all(type(key) is str for key in value):
         return {key: _freeze(item) for key, item in value.items()}
-    raise _Opaque(type(value).__name__)
+    raise _OpaqueError(type(value).__name__)
 
 
 def _parts(space: gym.Space[Any]) -> list[gym.Space[Any]]:

@@ -79,8 +79,10 @@ class VectorSlots:
         else:
             # An array of objects, one observation a slot, None where the episode goes on.
             finals = [info["final_obs"][slot] for slot in slots]
-            arrays = {name: np.stack([leaf_value(final, path, space) for final in finals])
-                      for name, path, space in self._leaves}
+            arrays = {
+                name: np.stack([leaf_value(final, path, space) for final in finals])
+                for name, path, space in self._leaves
+            }
             self.final = FinalObservation(slots, arrays)
 
     @staticmethod
@@ -139,7 +141,7 @@ class VectorSlots:
         self.env.close()
 
 
-def _figures_of(info: dict[str, Any], slot: int) -> dict[str, float]:
+def _figures_of(info: dict[str, Any], slot: Any) -> dict[str, float]:
     """The numbers of one slot from a vector info, whose entries are arrays with a `_KEY` array beside them."""
     single = {}
     for key, value in info.items():

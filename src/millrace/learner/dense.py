@@ -96,8 +96,8 @@ class DenseGradients:
         advantage = rows["advantage"]
         if not self._config.normalize_advantage:
             return advantage
-        centred = advantage - weight @ advantage
-        return centred / (np.sqrt(weight @ (centred * centred)) + np.float32(EPS))
+        centred: Array = advantage - weight @ advantage
+        return centred / np.float32(np.sqrt(weight @ (centred * centred)) + EPS)
 
 
 def _policy_loss(log_ratio: Array, advantage: Array, weight: Array, clip: float) -> tuple[float, Array]:

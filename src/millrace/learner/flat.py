@@ -29,7 +29,7 @@ class FlatParameters:
 
     def clip_grad(self, max_norm: float) -> Tensor:
         """Scale the gradient down to `max_norm` and return the norm that it had, a scalar."""
-        norm = torch.linalg.vector_norm(self.grad)
+        norm: Tensor = torch.linalg.vector_norm(self.grad)
         self.grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 

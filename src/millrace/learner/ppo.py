@@ -144,7 +144,7 @@ class Learner:
     def _observe(self, batch: Batch) -> None:
         """Add each rollout of the batch to the normalisers, once, after it was learned from."""
         rollout = batch.rollout
-        for key, normalizer in self.policy.normalizer.items():
+        for key, normalizer in self.policy.normalizers():
             rows = self._tensor(rollout.observation[key][:-1]).flatten(0, 1)
             normalizer.update(rows[self._tensor(rollout.valid).flatten()])
         if self._reward_scaler is not None:

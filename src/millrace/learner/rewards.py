@@ -10,7 +10,7 @@ from millrace.types import Array, Rollout
 
 
 class RewardScaler:
-    """Divides rewards by the running deviation of the discounted return of each slot (Huang 2022, detail 6).
+    """Divides rewards by the running deviation of the discounted return of each slot (Huang 2022, continuous 8 and 9).
 
     Statistics grow by each inserted rollout once, after it was learned from.
     """

@@ -52,13 +52,25 @@ class LiveSink:
         if self._returns:
             table.add_row("return", f"{self._returns[-1]:.2f}  {sparkline(list(self._returns))}")
         table.add_row("speed", f"{row.get('steps_per_second', 0):,.0f} steps/s")
-        table.add_row("collectors", _shares(row, step="share_step", inference="share_inference",
-                                            other="share_collector_other", waiting="share_collector_wait"))
-        table.add_row("trainer", _shares(row, learning="share_learn", waiting="share_learner_wait",
-                                         other="share_trainer_other"))
+        table.add_row(
+            "collectors",
+            _shares(
+                row,
+                step="share_step",
+                inference="share_inference",
+                other="share_collector_other",
+                waiting="share_collector_wait",
+            ),
+        )
+        table.add_row(
+            "trainer", _shares(row, learning="share_learn", waiting="share_learner_wait", other="share_trainer_other")
+        )
         table.add_row("workers", _workers(row))
-        table.add_row("policy", f"entropy {row.get('entropy', 0):.3f}  KL {row.get('kl', 0):.4f}  "
-                                f"explained variance {row.get('explained_variance', 0):.2f}")
+        table.add_row(
+            "policy",
+            f"entropy {row.get('entropy', 0):.3f}  KL {row.get('kl', 0):.4f}  "
+            f"explained variance {row.get('explained_variance', 0):.2f}",
+        )
         for sentence in unhealthy(row):
             table.add_row("[yellow]look", Text(sentence, style="yellow"))
         return Panel(table, title=f"[bold]{self._title}", border_style="cyan")

@@ -101,11 +101,11 @@ class Sinks:
 
     def write(self, row: Row) -> None:
         for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.write(row))  # type: ignore[misc]
+            self._guard(sink, lambda sink=sink: sink.write(row))
 
     def note(self, text: str) -> None:
         for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.note(text))  # type: ignore[misc]
+            self._guard(sink, lambda sink=sink: sink.note(text))
 
     def close(self) -> None:
         for sink in self._sinks:

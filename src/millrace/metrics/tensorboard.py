@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from millrace.errors import MissingExtraError
 from millrace.metrics.sinks import Row
@@ -14,7 +15,7 @@ class TensorBoardSink:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._writer = None
+        self._writer: Any = None
         try:
             import importlib.util
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Protocol
 
@@ -62,6 +63,10 @@ class Policy(nn.Module):
             return normalized
         return array.float() * spec.scale if spec.scale != 1.0 else array.float()
 
+    def normalizers(self) -> list[tuple[str, Normalizer]]:
+        """The running statistics by observation key."""
+        return [(key, module) for key, module in self.normalizer.items() if isinstance(module, Normalizer)]
+
     def travelling(self) -> list[tuple[str, Tensor]]:
         """Parameters, and the buffers that acting needs, in a fixed order."""
         acting = (name for name, _ in self.named_buffers() if not name.endswith(Normalizer.LEARNER_ONLY))
@@ -97,6 +102,12 @@ class Normalizer(nn.Module):
     """
 
     LEARNER_ONLY = ("row_count", "mean", "sum_of_squares")
+
+    offset: Tensor
+    factor: Tensor
+    row_count: Tensor
+    mean: Tensor
+    sum_of_squares: Tensor
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -155,8 +166,10 @@ class DenseNetwork(nn.Module):
         self.activation = torch.tanh if net.activation == "tanh" else torch.relu
         num_inputs = sum(spec.observation[key].num_inputs for key in self.keys)
         widths = (num_inputs, *net.hidden)
-        for trunk in ("trunk",) if net.shared else ("actor", "critic"):
-            self.add_module(trunk, dense_layers(widths))
+        if net.shared:
+            self.trunk = dense_layers(widths)
+        else:
+            self.actor, self.critic = dense_layers(widths), dense_layers(widths)
         self.policy_head = orthogonal(nn.Linear(widths[-1], num_outputs(spec.action)), 0.01)
         self.value_head = orthogonal(nn.Linear(widths[-1], 1), 1.0)
         self.shared = net.shared
@@ -169,15 +182,15 @@ class DenseNetwork(nn.Module):
             actor, critic = self._run(self.actor, x), self._run(self.critic, x)
         return self.policy_head(actor), self.value_head(critic).squeeze(-1)
 
-    def _run(self, layers: nn.Module, x: Tensor) -> Tensor:
-        for layer in layers.children():
+    def _run(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
+        for layer in layers:
             x = self.activation(layer(x))
         return x
 
 
 def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:
     """Linear layers between successive widths."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = itertools.pairwise(widths)
     return nn.ModuleList(orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)) for fan_in, fan_out in pairs)
 
 

@@ -18,10 +18,16 @@ What follows -- goes to `millrace train`. Comparisons with other libraries are i
 def parser() -> Parser:
     """The options of `bench`."""
     options = Parser("bench", f"{COMMANDS['bench'].capitalize()}.", EXAMPLES)
-    options.add_argument("what", choices=["scaling"], help="train briefly with each number of workers, learning included")
-    options.add_argument("env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe")
+    options.add_argument(
+        "what", choices=["scaling"], help="train briefly with each number of workers, learning included"
+    )
+    options.add_argument(
+        "env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe"
+    )
     options.add_argument("--workers", default="1,2,4,8,16", metavar="INT,...", help="numbers of workers [1,2,4,8,16]")
-    options.add_argument("--seconds", type=float, default=15.0, metavar="FLOAT", help="for each run, start included [15]")
+    options.add_argument(
+        "--seconds", type=float, default=15.0, metavar="FLOAT", help="for each run, start included [15]"
+    )
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     return options
 

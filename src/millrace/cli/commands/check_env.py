@@ -27,7 +27,9 @@ HOW_EXACT = {
 def parser() -> Parser:
     """The options of `check-env`."""
     options = Parser("check-env", f"{COMMANDS['check-env'].capitalize()}.", EXAMPLES)
-    options.add_argument("env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe")
+    options.add_argument(
+        "env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe"
+    )
     options.add_argument("--json", action="store_true", help="one JSON object")
     add_settings(options)
     return options
@@ -54,6 +56,8 @@ def rows(found: Inspection) -> list[tuple[str, str]]:
 
     spec, collect, ppo = found.probe.spec, found.config.collect, found.config.ppo
     layout = [("seen as" if i == 0 else "", text) for i, text in enumerate(describe_layout(spec))]
+    speed = f"{found.steps_per_second:,.0f} steps/s one copy, {found.batch_steps_per_second:,.0f} steps/s"
+    sizes = f"{collect.workers} workers x {collect.envs_per_worker} copies x {collect.rollout_steps} steps"
     return [
         ("environment", found.name),
         ("stepped as", found.form),
@@ -61,21 +65,23 @@ def rows(found: Inspection) -> list[tuple[str, str]]:
         *layout,
         ("action", found.action_space),
         ("action mask", f"yes, {spec.num_mask_bits} bits" if spec.has_action_mask else "none"),
-        ("same seed", f"NOT repeatable: {found.deterministic}" if found.deterministic else "same observations and rewards"),
+        (
+            "same seed",
+            "same observations and rewards" if not found.deterministic else f"differs: {found.deterministic}",
+        ),
         ("resume", _resume(found)),
-        ("speed", f"{found.steps_per_second:,.0f} steps/s one copy, {found.batch_steps_per_second:,.0f} steps/s "
-                  f"{collect.envs_per_worker} copies"),
+        ("speed", f"{speed} {collect.envs_per_worker} copies"),
         ("random play", _random_play(found)),
         ("figures", ", ".join(found.figures) or "none in the final info"),
-        ("bad values", f"{found.bad_values} rewards or observations missing or not finite" if found.bad_values else "none"),
+        ("bad values", f"{found.bad_values} missing or not finite" if found.bad_values else "none"),
         ("", ""),
         ("network", describe_network(spec, found.config)),
-        ("collect", f"{collect.backend}, {collect.workers} workers x {collect.envs_per_worker} copies x "
-                    f"{collect.rollout_steps} steps = {batch_size_rows(found.config):,} rows an update, "
-                    f"lag {collect.max_policy_lag}"),
-        ("learn", f"{ppo.epochs} epochs, minibatches of {ppo.minibatch_size}, {ppo.threads} threads, "
-                  f"{found.config.device}"),
-    ]  # fmt: skip
+        (
+            "collect",
+            f"{collect.backend}, {sizes} = {batch_size_rows(found.config):,} rows, lag {collect.max_policy_lag}",
+        ),
+        ("learn", f"{ppo.epochs} epochs of minibatches of {ppo.minibatch_size}, {ppo.threads} threads"),
+    ]
 
 
 def _resume(found: Inspection) -> str:

@@ -16,7 +16,9 @@ EXAMPLES = """\
 def parser() -> Parser:
     """The options of `config`."""
     options = Parser("config", f"{COMMANDS['config'].capitalize()}.", EXAMPLES)
-    options.add_argument("env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe")
+    options.add_argument(
+        "env", metavar="ENV", help="what `millrace train` takes: an id, MODULE:FUNCTION, TOML, a recipe"
+    )
     options.add_argument("--keep-auto", action="store_true", help="leave auto values open instead of filling them in")
     add_settings(options)
     return options

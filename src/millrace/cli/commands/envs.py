@@ -32,7 +32,10 @@ def run(words: list[str]) -> int:
         print_json({"environments": environments, "recipes": recipes})
         return 0
     print_table(
-        [(row["id"], "native" if row["native"] else "single", _limit(row["max_episode_steps"])) for row in environments],
+        [
+            (row["id"], "native" if row["native"] else "single", _limit(row["max_episode_steps"]))
+            for row in environments
+        ],
         ("environment", "form", "step limit"),
     )
     print()

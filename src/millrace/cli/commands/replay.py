@@ -50,5 +50,8 @@ def run(words: list[str]) -> int:
     if again:
         print(f"\nreproduced in slot {again[0].slot}:\n\n{again[0].traceback.rstrip()}")
     else:
-        print("\nnot reproduced" + (f"; the worker's own traceback was:\n\n{crash.traceback.rstrip()}" if crash.traceback else ""))
+        print(
+            "\nnot reproduced"
+            + (f"; the worker's own traceback was:\n\n{crash.traceback.rstrip()}" if crash.traceback else "")
+        )
     return 0 if again else NOT_REPRODUCED

@@ -18,7 +18,9 @@ Settings given here overrule those of the run and are recorded with it."""
 def parser() -> Parser:
     """The options of `resume`."""
     options = Parser("resume", f"{COMMANDS['resume'].capitalize()}.", EXAMPLES)
-    options.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint of one; the newest run if left out")
+    options.add_argument(
+        "run", metavar="RUN", nargs="?", help="a run or a checkpoint of one; the newest run if left out"
+    )
     add_output(options)
     add_settings(options)
     return options

@@ -56,9 +56,7 @@ def run(words: list[str]) -> int:
     config = overrule(Config.named(arguments.env), {**arguments.settings, **output_settings(arguments)})
     from millrace.training import train  # after the settings are found good: it takes a second
 
-    result = train(
-        config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet
-    )
+    result = train(config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet)
     return report(result, arguments)
 
 

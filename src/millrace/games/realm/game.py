@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class RealmGame:
         self.num_slots = num_slots
         self.options = options if options is not None else RealmOptions()
         self.options.check(rules)
-        self.observation_fields = observation_fields(rules)
+        self.observation_fields: Mapping[str, ObservationField] = observation_fields(rules)
         self.numbers = _numbers(rules, self.options)
         self.maps = stack_maps(maps if maps is not None else _maps_of(rules, self.options), rules)
         self.slots = _new_slots(rules, num_slots)
