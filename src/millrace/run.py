@@ -5,9 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
-from millrace import __version__
+from millrace import __version__, system
 from millrace.buffer.queue import Batch
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.collect.pool import CollectorPool, PoolSetup
@@ -28,15 +26,16 @@ from millrace.deploy.policy import describe_policy
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
 from millrace.errors import CheckpointError, MissingExtraError
+from millrace.journal import Journal
 from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
 from millrace.resolve import Probe, batch_size_rows, probe_env, resolve
 from millrace.rundir import RunDirectory, new_run_path
+from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
 
 RECENT_EPISODES = 100
-STOP_GRACE_S = 10.0
 STOPPED_BY = "stopped by"
 SLOW_PROBE_S = 1.0
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
@@ -60,12 +59,12 @@ class Run:
         self._maker, self._network, self._quiet = maker, network, quiet
         self._resume_from, self._init_from = resume_from, init_from
         self._requested = config
-        self._signalled_s = 0.0
+        self.signal = StopSignal(self._on_signal, self._kill_workers)
         self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
         self.recent: collections.deque[EpisodeRecord] = collections.deque(maxlen=RECENT_EPISODES)
         self._earlier_s = 0.0  # spent by earlier processes of this run
         self._best_score = -np.inf
-        self._eval_return: float | None = None
+        self.eval_return: float | None = None
         self._notes: list[str] = []
 
     def __enter__(self) -> Run:
@@ -93,16 +92,16 @@ class Run:
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
         self.learner = self._make_learner()
-        self._install_signals()
+        self.signal.install()
         self.source = self._make_source()
         states = self._restore() if self._resume_from else None
         self.publish()
         self.source.pool.start()
         if self._resume_from:
             self._restore_collectors(states)
-        self._last_row_s = self._last_checkpoint_s = self._train_begin_s = time.perf_counter()
-        self._last_row_steps = self._last_checkpoint_steps = self._last_eval_steps = self.env_steps
-        self.startup_s = self._train_begin_s - self._begin_s
+        self.journal = Journal(self.config.metrics.every_s, self.env_steps)
+        self._last_checkpoint_s = time.perf_counter()
+        self._last_checkpoint_steps = self._last_eval_steps = self.env_steps
         self._write_status("running")
 
     def _probe(self) -> Probe:
@@ -168,7 +167,7 @@ class Run:
 
     def should_stop(self) -> bool:
         """Whether waiting for the next batch has become pointless: asked to stop, and the grace is over."""
-        return bool(self._signalled_s) and time.monotonic() - self._signalled_s > STOP_GRACE_S
+        return self.signal.grace_is_over
 
     def publish(self) -> None:
         """Make the learner's weights the newest ones."""
@@ -181,8 +180,8 @@ class Run:
         self.recent.extend(batch.episodes)
         self.record_faults()
         self._stop_if_done()
-        if time.perf_counter() - self._last_row_s >= self.config.metrics.every_s or self.stopping or self.is_complete:
-            self._write_row(stats)
+        if self.journal.is_due or self.stopping or self.is_complete:
+            self.sinks.write(self.journal.row(self, stats))
 
     @property
     def is_complete(self) -> bool:
@@ -212,59 +211,6 @@ class Run:
             and self.mean_return >= stop.mean_return
         ):
             self.stopping = f"stop.mean_return={stop.mean_return:g} reached"
-
-    def _write_row(self, stats: dict[str, float]) -> None:
-        now_s = time.perf_counter()
-        row: dict[str, float] = {
-            "env_steps": self.env_steps,
-            "time_s": round(self.wall_s, 4),
-            "updates": self.learner.updates,
-            "episodes": self.episodes,
-            "steps_per_second": (self.env_steps - self._last_row_steps) / max(now_s - self._last_row_s, 1e-9),
-            **self._episode_figures(),
-            **stats,
-            "skipped_steps": self.learner.skipped_steps,
-            "skipped_updates": self.updates_skipped,
-            **vars(self.source.counts),
-            **self._time_shares(now_s),
-        }
-        workers = range(self.config.collect.workers)
-        row["workers_up"] = sum(self.source.pool.is_up(worker) for worker in workers)
-        memory = self.source.pool.memory_bytes()
-        if memory:
-            row["worker_memory_mb"] = max(memory) / 2**20
-        self._last_row_s, self._last_row_steps = now_s, self.env_steps
-        self.sinks.write(row)
-
-    def _episode_figures(self) -> dict[str, float]:
-        if not self.recent:
-            return {}
-        figures = {
-            "episode_return": self.mean_return,
-            "episode_length_steps": float(np.mean([e.length_steps for e in self.recent])),
-        }
-        for name in self.recent[-1].figures:
-            values = [e.figures[name] for e in self.recent if name in e.figures]
-            figures[f"game/{name}"] = float(np.mean(values))
-        if self._eval_return is not None:
-            figures["eval_return"] = self._eval_return
-        return figures
-
-    def _time_shares(self, now_s: float) -> dict[str, float]:
-        """Where collectors and trainer spent their time since training began."""
-        times = self.source.times
-        collected_s = max(times.step_s + times.inference_s + times.other_s + times.wait_s, 1e-9)
-        trained_s = max(now_s - self._train_begin_s, 1e-9)
-        learn, wait = self.learner.busy_s / trained_s, self.source.learner_wait_s / trained_s
-        return {
-            "share_step": times.step_s / collected_s,
-            "share_inference": times.inference_s / collected_s,
-            "share_collector_other": times.other_s / collected_s,
-            "share_collector_wait": times.wait_s / collected_s,
-            "share_learn": learn,
-            "share_learner_wait": wait,
-            "share_trainer_other": max(0.0, 1.0 - learn - wait),
-        }
 
     def record_faults(self) -> None:
         faults = self.source.pool.setup.faults
@@ -296,9 +242,9 @@ class Run:
         actor.load(self.learner.weights())
         maker = self._maker.with_kwargs(**settings.kwargs)
         records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
-        self._eval_return = float(np.mean([record.episode_return for record in records]))
-        if self._eval_return > self._best_score:
-            self._best_score = self._eval_return
+        self.eval_return = float(np.mean([record.episode_return for record in records]))
+        if self.eval_return > self._best_score:
+            self._best_score = self.eval_return
             self.checkpoint()
             self.store.best_env_steps = self.env_steps
 
@@ -386,25 +332,12 @@ class Run:
 
     def finish(self) -> None:
         """The last checkpoint and the last status."""
-        if self._signalled_s and self.source.drain():
+        if self.signal.was_given and self.source.drain():
             self.sinks.note(f"dropped {self.source.counts.dropped_env_steps} collected steps to stop in time")
         self.checkpoint()
         if self.learner.updates:
-            self.sinks.note(self._who_waited())
+            self.sinks.note(self.journal.who_waited(self))
         self._write_status("complete" if self.is_complete else self.stopping or "stopped")
-
-    def _who_waited(self) -> str:
-        """One sentence on what held the run back."""
-        shares = self._time_shares(time.perf_counter())
-        if shares["share_learner_wait"] > shares["share_collector_wait"]:
-            return (
-                f"the learner waited {shares['share_learner_wait']:.0%} of the time for collectors, which spent "
-                f"{shares['share_step']:.0%} in the environment: more workers or environments would help"
-            )
-        return (
-            f"collectors waited {shares['share_collector_wait']:.0%} of the time for the learner, which learned "
-            f"{shares['share_learn']:.0%} of it: fewer epochs or larger minibatches would help"
-        )
 
     def _write_status(self, state: str) -> None:
         status = {
@@ -419,34 +352,16 @@ class Run:
         except OSError as error:
             warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
 
-    def _install_signals(self) -> None:
-        self._old_handlers: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
+    def _on_signal(self, name: str) -> None:
+        self.stopping = f"stopped by {name}"
 
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        if self._signalled_s:
-            self._leave_at_once()
-        self._signalled_s = time.monotonic()
-        self.stopping = f"{STOPPED_BY} {signal.Signals(number).name}"
-        print(
-            f"\n{signal.Signals(number).name}: stopping at the next update, in {STOP_GRACE_S:.0f} s at the latest; "
-            "once more leaves at once",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def _leave_at_once(self) -> None:
-        """Nothing is saved and nothing stays: workers are killed, memory goes with its last holder."""
+    def _kill_workers(self) -> None:
         pool = self.source.pool if hasattr(self, "source") else None
         for pid in getattr(pool, "pids", list)():
-            os.kill(pid, signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
-        os._exit(130)
+            system.kill(pid)
 
     def _close(self) -> None:
-        for number, handler in getattr(self, "_old_handlers", {}).items():
-            signal.signal(number, handler)
+        self.signal.restore()
         closers: list[Callable[[], None]] = []
         if hasattr(self, "source"):
             closers.append(self.source.close)

@@ -158,11 +158,11 @@ def test_a_run_of_which_no_worker_can_start_ends_with_the_reason(run_dir, tmp_pa
         quick_train(env, run_dir, {"collect.max_restarts": 3}, backend="processes")
 
 
-@pytest.mark.parametrize("backend", ["serial", "processes"])
-@pytest.mark.parametrize("kind", ["reward is nan", "reward is None", "observation is nan", "observation is None"])
+@pytest.mark.parametrize(("kind", "backend"), [
+    ("reward is nan", "serial"), ("observation is nan", "serial"), ("observation is None", "serial"),
+    ("reward is None", "serial"), ("reward is None", "processes"),
+])
 def test_a_bad_value_is_counted_and_restarts_nobody(kind, backend, run_dir, tmp_path):
-    if backend == "processes" and kind != "reward is None":
-        pytest.skip("one of them is enough, the adapter is the same")
     env = functools.partial(Faulty, kind, tokens(tmp_path / "tokens", 2))
     result = quick_train(env, run_dir, {"stop.updates": 12}, backend=backend)
     last = rows_of(run_dir)[-1]
@@ -201,8 +201,9 @@ def reproduces(slot: dict) -> bool:
 @pytest.mark.parametrize("rollout_steps", [1, 3, 16])
 def test_every_crash_file_reproduces_its_crash(rollout_steps, backend, run_dir):
     """Small rollouts, so that episodes begin and crash at each place of one."""
-    settings = {"stop.updates": 480 // rollout_steps if backend == "serial" else 60, "collect.max_restarts": 10_000,
-                "collect.restart_backoff_s": 0.001, "metrics.every_s": 10.0, "ppo.epochs": 1, "ppo.minibatch_size": rollout_steps}
+    steps = 480 if backend == "serial" else 240
+    settings = {"stop.updates": steps // rollout_steps, "collect.max_restarts": 10_000, "metrics.every_s": 10.0,
+                "collect.restart_backoff_s": 0.001, "ppo.epochs": 1, "ppo.minibatch_size": rollout_steps}
     quick_train(Treacherous, run_dir, settings, backend=backend, rollout_steps=rollout_steps)
     files = crashes(run_dir)
     assert files
@@ -218,8 +219,9 @@ def test_an_episode_begun_before_a_resume_is_marked_as_incomplete_in_a_crash_fil
     quick_train(functools.partial(Clock, 200, True), run_dir, {"stop.updates": 1}, backend="serial", workers=1)
     env = functools.partial(LateTrap, 200, True)
     millrace.resume(run_dir, env=env, settings={"stop.updates": 9, "collect.max_restarts": 100}, quiet=True)
-    first = crashes(run_dir)[0]
-    assert not first["slots"][0]["complete"]
+    complete = [crash["slots"][0]["complete"] for crash in crashes(run_dir)]
+    assert complete.count(False) == 1
+    assert complete.count(True) >= 1  # the episodes begun after it
 
 
 class LateTrap(Clock):

@@ -23,6 +23,7 @@ from millrace.collect.worker import worker_main
 from millrace.errors import ConfigError
 
 CLOSE_TIMEOUT_S = 2.0
+EXIT_TIMEOUT_S = 0.5
 WATCH_INTERVAL_S = 0.25
 
 
@@ -130,6 +131,7 @@ class ProcessPool:
                 if worker.state == "down":
                     return
         except (EOFError, OSError):
+            worker.process.join(EXIT_TIMEOUT_S)  # its pipe closes a moment before its exit code is known
             self._lose(worker, "died", f"the process ended{_exit_reason(worker.process)}")
             return
         if not worker.process.is_alive() and worker.state != "down":
