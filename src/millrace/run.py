@@ -376,6 +376,8 @@ class Run:
         """Tell the screen, if there is one, what `describe` says."""
         if self._console != "off":
             print(*self.describe(), sep="\n", file=sys.stderr if self._console == "json" else sys.stdout, flush=True)
+        for note in self._notes:
+            self.sinks.note(note)
 
     @property
     def _console(self) -> str:
@@ -396,7 +398,7 @@ class Run:
         ]
         if self.probe.exactness not in ("state", "replay"):
             lines.append(f"resume    begins new episodes: {self.probe.exactness}")
-        return lines + self._notes
+        return lines
 
 
 def make_pool(setup: PoolSetup) -> CollectorPool:

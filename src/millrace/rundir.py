@@ -49,7 +49,17 @@ class RunDirectory:
         return Config.from_toml(self.config_file)
 
     def write_config(self, config: Config) -> None:
-        """Write the settings; what a resume changed stays readable in the numbered copies."""
+        """Write the settings; what a resume changed stays readable in the numbered copies.
+
+        Raises:
+            MillraceError: the disk is full or not writable.
+        """
+        try:
+            self._write_config(config)
+        except OSError as error:
+            raise MillraceError(f"cannot write {self.config_file}: {error.strerror}; choose --run-dir") from None
+
+    def _write_config(self, config: Config) -> None:
         if self.config_file.exists() and self.config_file.read_text() != config.to_toml():
             copies = len(list(self.path.glob("config.*.toml")))
             self.config_file.rename(self.path / f"config.{copies}.toml")

@@ -24,7 +24,7 @@ from millrace.rundir import RunDirectory
 TESTS = Path(__file__).parent.parent
 SCRIPT = """
 import functools, sys
-import millrace, millrace.run, toys
+import millrace, millrace.stop_signal, toys
 from helpers import quick_train
 if __name__ == "__main__":
     run_dir, updates, step_s, grace_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])

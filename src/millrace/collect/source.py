@@ -152,15 +152,15 @@ class RolloutSource:
         return self.counts.dropped_env_steps
 
     def save_state(self) -> list[dict[str, Any] | None] | None:
-        """Every worker's collector at this update boundary; None with lag, where there is no such boundary."""
-        if self.config.max_policy_lag > 0 and self._granted:
+        """Every worker's collector at this update boundary; None where rollouts are under way or ready: no boundary."""
+        if self._granted or len(self._queue):
             return None
         return self.pool.save_states()
 
     def load_state(self, states: list[dict[str, Any] | None] | None) -> list[str]:
         """Continue the collectors; a sentence for each that begins anew instead."""
         if states is None:
-            return ["collecting had no boundary (max_policy_lag > 0): every worker begins new episodes"]
+            return ["rollouts were under way when it was saved: every worker begins new episodes"]
         if len(states) != self.config.workers:
             return [f"the checkpoint has {len(states)} workers, this run {self.config.workers}: all begin new episodes"]
         problems = self.pool.load_states(states)

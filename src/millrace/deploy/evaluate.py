@@ -120,30 +120,29 @@ def play_with(
         records = _play(env, make_choice(env.spec), episodes)
     finally:
         env.close()
-    return [records[seed + i] for i in range(episodes)]
+    return [records[index] for index in range(episodes)]
 
 
 def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecord]:
+    """Records by index: a slot's k-th episode has the index slot + k * slots."""
     layout = RolloutLayout(env.spec, 1, env.num_slots)
-    rollout = layout.allocate()
-    rows = EnvRows(rollout, layout).rows
-    returns, steps = np.zeros(env.num_slots), np.zeros(env.num_slots, np.int64)
+    rows = EnvRows(layout.allocate(), layout).rows
+    returns = np.zeros(env.num_slots)
+    steps, played = np.zeros(env.num_slots, np.int64), np.zeros(env.num_slots, np.int64)
     records: dict[int, EpisodeRecord] = {}
     env.reset(rows[0])
     row = rows[0]
-    wanted = {int(s) for s in env.episode_seeds()}
-    first = min(wanted)
     while len(records) < episodes:
         env.step(choose(row.observation, row.action_mask), rows[1])
         row = rows[1]
         returns += row.reward
         steps += row.valid
-        # Read before the next step begins new episodes.
-        seeds = env.episode_seeds()
         for slot, figures in env.pop_figures():
-            if int(seeds[slot]) < first + episodes:
-                records[int(seeds[slot])] = EpisodeRecord(
-                    float(returns[slot]), int(steps[slot]), int(seeds[slot]), figures
-                )
+            index = slot + int(played[slot]) * env.num_slots
+            if index < episodes:
+                # Read before the next step begins a new episode in the slot.
+                seed = int(env.episode_seeds()[slot])
+                records[index] = EpisodeRecord(float(returns[slot]), int(steps[slot]), seed, figures)
+            played[slot] += 1
             returns[slot], steps[slot] = 0.0, 0
     return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -108,7 +109,7 @@ class Sinks:
             self._guard(sink, lambda sink=sink: sink.note(text))
 
     def close(self) -> None:
-        for sink in self._sinks:
+        for sink in list(self._sinks):
             self._guard(sink, sink.close)
         self._sinks = []
 
@@ -119,4 +120,6 @@ class Sinks:
         except Exception as error:
             if sink in self._sinks:
                 self._sinks.remove(sink)
+                with contextlib.suppress(Exception):
+                    sink.close()
             warnings.warn(f"{type(sink).__name__} failed and is left out from here on: {error}", stacklevel=3)
