@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import millrace
 from millrace.config import Config
 
 from .conftest import ROOT, TINY, Cli
@@ -78,6 +79,18 @@ def test_the_printed_config_trains_and_comes_out_the_same(cli: Cli, tmp_path: Pa
     assert trained.env.kwargs == {"sutton_barto_reward": True}
 
 
+def test_a_function_that_no_name_leads_to_is_asked_for_when_resuming(cli: Cli) -> None:
+    import gymnasium
+
+    settings = {"metrics.tensorboard": False, "metrics.console": "off"}
+    sizes = {"workers": 1, "envs_per_worker": 2, "rollout_steps": 8, "total_env_steps": 16, "backend": "serial"}
+    millrace.train(lambda: gymnasium.make("CartPole-v1"), run_dir="mine", settings=settings, **sizes)
+    said = cli("eval", "mine")
+    assert said.code == 2
+    assert "pass it as env=..." in said.err
+    assert cli("eval", "mine", "--env", "CartPole-v1", "--episodes", "2").code == 0
+
+
 def test_config_keeps_auto_values_open_on_request(cli: Cli) -> None:
     assert "\nworkers = 0\n" in cli("config", "CartPole-v1", "--keep-auto").out
     assert "\nworkers = 0\n" not in cli("config", "CartPole-v1").out
@@ -113,19 +126,35 @@ def test_check_env_reports_spaces_mask_repeatability_and_choices(cli: Cli) -> No
         assert text in said.out
 
 
+DICE = """
+import random
+import gymnasium as gym
+
+class Dice(gym.ObservationWrapper):
+    def observation(self, observation):
+        return observation + random.random()
+
+def make():
+    return Dice(gym.make("CartPole-v1"))
+"""
+
+
 def test_check_env_notices_what_is_not_repeatable(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "dice_game.py").write_text(
-        "import random\n"
-        "import gymnasium as gym\n"
-        "class Dice(gym.ObservationWrapper):\n"
-        "    def observation(self, observation):\n"
-        "        return observation + random.random()\n"
-        "def make():\n"
-        "    return Dice(gym.make('CartPole-v1'))\n"
-    )
+    (tmp_path / "dice_game.py").write_text(DICE)
     said = cli("check-env", "dice_game:make", "--json")
     assert said.code == 0, said.err
     assert "obs differs" in json.loads(said.out)["deterministic"]
+
+
+def test_bench_repeat_tells_runs_that_repeat_from_those_that_do_not(cli: Cli, tmp_path: Path) -> None:
+    said = cli("bench", "repeat", "CartPole-v1", "--", "--rollout-steps", "8")
+    assert said.code == 0, said.err
+    assert "the run repeats; its workers differ" in said.out
+    assert [line.split()[-1] for line in said.out.splitlines()[1:5]] == ["same", "same", "same", "other"]
+    (tmp_path / "dice_game.py").write_text(DICE)
+    said = cli("bench", "repeat", "dice_game:make", "--json", "--", "--rollout-steps", "8")
+    assert said.code == 1
+    assert json.loads(said.out)["repeats"] is False
 
 
 def test_envs_lists_and_filters(cli: Cli) -> None:

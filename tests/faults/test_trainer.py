@@ -39,7 +39,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator:
     """Starts a trainer in a process of its own; whatever is left of it at the end is killed."""
-    started: list[psutil.Process] = []
+    started: list[subprocess.Popen] = []
     script = tmp_path / "trainer.py"
     script.write_text(SCRIPT)
 
@@ -49,14 +49,15 @@ def start(tmp_path: Path) -> Iterator:
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        started.append(psutil.Process(process.pid))
+        started.append(process)
         return process
 
     yield start
     for process in started:
-        if process.is_running():
-            for child in [*process.children(recursive=True), process]:
+        if process.poll() is None:
+            for child in [*workers_of(process), process]:
                 child.kill()
+        process.communicate()
 
 
 def wait_for(condition, process: subprocess.Popen | None = None) -> None:
@@ -94,7 +95,7 @@ def kill_and_resume(start, run_dir: Path, kills: int, seed: int) -> None:
         time.sleep(rng.uniform(0.0, 3.0))
         children = workers_of(process)
         process.kill()
-        process.wait()
+        process.communicate()
         wait_for(all_gone(children))
         if not (run_dir / "metrics.jsonl").exists() or not list((run_dir / "checkpoints").glob("step_*")):
             continue
@@ -109,9 +110,11 @@ def kill_and_resume(start, run_dir: Path, kills: int, seed: int) -> None:
         saved_steps = RunDirectory(run_dir).newest_checkpoint()[0].env_steps
     except CheckpointError:
         pass  # killed before the first one
-    wait_for(lambda: any(row["env_steps"] > saved_steps for row in whole_rows(run_dir)), process)
     if saved_steps:
-        assert f"resumed at {saved_steps:,} steps, exactly where it stopped" in (run_dir / "log.txt").read_text()
+        told = f"resumed at {saved_steps:,} steps, exactly where it stopped"
+        wait_for(lambda: told in (run_dir / "log.txt").read_text(), process)
+    rows = len(whole_rows(run_dir))
+    wait_for(lambda: len(whole_rows(run_dir)) > rows, process)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert "reason: stopped by SIGINT" in output, errors
@@ -147,7 +150,7 @@ def test_workers_do_not_outlive_a_killed_trainer_even_in_a_step_that_takes_long(
     children = workers_of(process)
     assert len(children) >= 2
     process.kill()
-    process.wait()
+    process.communicate()
     wait_for(all_gone(children))
 
 
@@ -201,7 +204,7 @@ def test_a_second_signal_leaves_at_once(start, run_dir):
 
 def test_a_run_directory_has_one_trainer_at_a_time(start, run_dir):
     process = start(run_dir)
-    wait_for(has_rows(run_dir, 1), process)
+    wait_for(has_rows(run_dir, 5), process)
     with pytest.raises(RunLockedError, match=f"is being trained by process {process.pid}"):
         millrace.resume(run_dir, env=Clock, quiet=True)
     assert process.poll() is None

@@ -93,6 +93,7 @@ class CheckpointStore:
         self.directory = directory
         self.config = config
         self.best_env_steps = -1
+        self._written: set[Path] = set()
 
     def write(
         self, env_steps: int, policy: Mapping[str, Any], weights: Mapping[str, Array], trainer: Any, version: str
@@ -103,7 +104,7 @@ class CheckpointStore:
             OSError: the disk is full or not writable; earlier checkpoints stay as they were.
         """
         final = self.directory / f"{PREFIX}{env_steps:012d}"
-        if final.exists():
+        if final in self._written and final.exists():
             return Checkpoint(final)
         aside = self.directory / f".{final.name}.writing"
         shutil.rmtree(aside, ignore_errors=True)
@@ -126,11 +127,14 @@ class CheckpointStore:
             }
             _write_synced(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
             system.sync_directory(aside)
+            if final.exists():  # damaged, or of a future that resuming from before it has undone
+                shutil.rmtree(final)
             aside.replace(final)
             system.sync_directory(self.directory)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+        self._written.add(final)
         return Checkpoint(final)
 
     def all(self) -> list[Checkpoint]:

@@ -18,7 +18,7 @@ COMMANDS = {
     "envs": "list environments and recipes",
     "check-env": "look at an environment before training on it",
     "config": "print the effective settings as TOML",
-    "bench": "measure how speed grows with workers",
+    "bench": "measure how speed grows with workers, or that a run repeats",
     "replay": "reproduce a worker's crash from its file",
     "demo": "train RealmMini for three minutes and compare with the yardsticks",
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from millrace import config as config_module
+from millrace.cli.parser import Parser
 from millrace.config import SHORT_NAMES, Config, parse_toml
 from millrace.errors import ConfigError
 
@@ -188,6 +189,13 @@ def overrule(config: Config, settings: Mapping[str, Any]) -> Config:
             section = getattr(config, name.split(".")[0])
             merged[name] = {**section.kwargs, **settings[name]}
     return config.replace(merged, where="command line")
+
+
+def parse_words(config: Config, words: list[str]) -> Config:
+    """The config overruled by `--section.key value ...` alone."""
+    options = Parser("train", "")
+    add_settings(options)
+    return overrule(config, options.parse(words).settings)
 
 
 def commented_toml(config: Config, auto: Config | None = None) -> str:

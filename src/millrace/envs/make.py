@@ -202,6 +202,11 @@ def load_object(path: str, what: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
+        if module_name == "__main__" or "<" in name:
+            raise ConfigError(
+                f"{what}={path!r} is a function of a script or inside another one, which its name does not lead to; "
+                "use Python and pass it as env=..., or name one that can be imported: --env.id module:function"
+            ) from None
         near = difflib.get_close_matches(name, dir(module), 1)
         raise ConfigError(
             f"{what}: {module_name} has no {name!r}" + (f"; did you mean {near[0]}?" if near else "")

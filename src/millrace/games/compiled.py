@@ -19,7 +19,7 @@ def kernel(function: Function) -> Function:
     """
     # NumPy's division needs no branch for a zero divisor; no kernel divides by zero.
     try:
-        compiled: Function = njit(cache=True, error_model="numpy", forceinline=True)(function)
+        compiled: Function = njit(cache=True, error_model="numpy")(function)
     except RuntimeError:
-        compiled = njit(error_model="numpy", forceinline=True)(function)
+        compiled = njit(error_model="numpy")(function)
     return compiled

@@ -58,8 +58,10 @@ class Learner:
         progress = min(1.0, env_steps / self._total_env_steps)
         learning_rate, clip = self._schedules(progress)
         rows = self._rows(batch)
+        skipped_before = self.skipped_steps
         stats = self._epochs(rows, learning_rate, clip)
-        self._observe(batch)
+        if self.skipped_steps == skipped_before:  # else something in the batch is not finite
+            self._observe(batch)
         self.updates += 1
         self.busy_s += perf_counter() - begin
         return {**stats, "learning_rate": learning_rate, "clip": clip, "policy_lag": float(batch.lag)}
@@ -76,13 +78,15 @@ class Learner:
         reward = rollout.reward if self._reward_scaler is None else self._reward_scaler.scale(rollout.reward)
         value = self._tensor(rollout.value)
         terminated = self._tensor(rollout.terminated)
-        done = terminated | self._tensor(rollout.truncated)
+        valid = self._tensor(rollout.valid)
+        cut = terminated | self._tensor(rollout.truncated) | ~valid
+        cut[:-1] |= ~valid[1:]  # an invalid row in mid-episode is bootstrapped from, and nothing of it flows back
         advantage = generalized_advantages(
             self._tensor(reward),
             value[:-1],
             self._next_value(rollout, value),
             terminated,
-            done | ~self._tensor(rollout.valid),
+            cut,
             self.config.gamma,
             self.config.gae_lambda,
         )
@@ -93,7 +97,7 @@ class Learner:
             advantage=advantage.flatten(),
             target=(advantage + value[:-1]).flatten(),
             value=value[:-1].flatten(),
-            weight=self._tensor(rollout.valid).float().flatten(),
+            weight=valid.float().flatten(),
             action_mask=self._mask(rollout),
         )
 

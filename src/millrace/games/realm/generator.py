@@ -7,6 +7,7 @@ grid of 2 x 2-cell blocks. A draft is then measured, and thrown away unless it h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -131,8 +132,12 @@ class MapFigures:
     """Whether all cells within the trigger radius of every point are walkable."""
 
 
+@lru_cache(maxsize=256)
 def generate_map(rules: RealmRules, map_seed: int, index: int = 0) -> RealmMap:
-    """The index-th random map of a seed, never a frozen one. Different (seed, index) are drawn independently."""
+    """The index-th random map of a seed, never a frozen one. Different (seed, index) are drawn independently.
+
+    Kept, because policy, walker and oracle are compared on the same maps one after another: do not write into it.
+    """
     return draw_map(rules, np.random.default_rng([1, map_seed, index]))
 
 

@@ -143,18 +143,18 @@ class RealmReward:
     """For each treasure taken."""
     end: float = 150.0
     """For reaching the end."""
-    missed_treasure: float = -100.0
-    """For each treasure still lying when the end is reached."""
+    missed_treasure: float = -200.0
+    """For each treasure still lying when the end is reached.
+
+    The original's is -100. With that, 5 of 13 short trainings on RealmMini settled on never fetching one place
+    (score 470 of 522); with -200 none of 14 did (ours, measured, flash factors 1 and 5 mixed in both).
+    """
     approach_treasure: float = 1.0
     """For each cell of grid distance gained on the nearest treasure (negative when lost)."""
     approach_end: float = 1.0
     """For each cell of grid distance gained on the end, once no treasure is left."""
-    flash_factor: float = 1.0
-    """Both approach terms are multiplied by this in a step that flashes.
-
-    The original's is 5, which on winding maps pays more for one flash than for a treasure: on RealmMini it holds
-    the score at 471, where 1 reaches 520 (ours, measured, 50 s of training on two cores).
-    """
+    flash_factor: float = 5.0
+    """Both approach terms are multiplied by this in a step that flashes."""
     buff: float = 5.0
     """For picking up the buff."""
     wall: float = -1.0
