@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
 
 from millrace import system
 from millrace.collect.collector import EnvRows
@@ -20,6 +23,7 @@ class Probe:
     """What one look at the environment told."""
 
     spec: SlotSpec
+    spaces: tuple[gym.Space[Any], gym.Space[Any]]
     same_step_reset: bool
     is_native: bool
     exactness: str
@@ -32,7 +36,7 @@ def probe_env(maker: EnvMaker) -> Probe:
         is_native = isinstance(env, GameSlots | VectorSlots)
         if isinstance(env, GameSlots):
             _compile(env)
-        return Probe(env.spec, env.same_step_reset, is_native, env.exactness)
+        return Probe(env.spec, env.spaces, env.same_step_reset, is_native, env.exactness)
     finally:
         env.close()
 

@@ -281,7 +281,8 @@ class Run:
     # What a checkpoint holds ---------------------------------------------------------------------------------
 
     def _policy_record(self) -> dict[str, Any]:
-        return describe_policy(self._maker, self.config, self.probe.spec, self.learner.policy.weights_index())
+        index = self.learner.policy.weights_index()
+        return describe_policy(self.config, self.probe.spec, self.probe.spaces, index)
 
     def _policy_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         return {name: tensor.cpu().numpy() for name, tensor in self.learner.policy.state_dict().items()}

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from millrace.config import Config
-from millrace.envs.make import EnvMaker
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, space_from_json, space_to_json
 from millrace.errors import CheckpointError
 from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
@@ -19,24 +19,20 @@ from millrace.rundir import find_checkpoint
 from millrace.types import Array, SlotSpec
 
 
-def describe_policy(maker: EnvMaker, config: Config, spec: SlotSpec, index: WeightsIndex) -> dict[str, Any]:
+def describe_policy(
+    config: Config, spec: SlotSpec, spaces: tuple[gym.Space[Any], gym.Space[Any]], index: WeightsIndex
+) -> dict[str, Any]:
     """Everything besides the arrays that is needed to act, as plain values."""
-    env = maker.make_single()
-    try:
-        is_vector = hasattr(env, "single_action_space")
-        observation_space = env.single_observation_space if is_vector else env.observation_space
-        action_space = env.single_action_space if is_vector else env.action_space
-        return {
-            "env": dataclasses.asdict(config.env),
-            "spec": spec.to_json(),
-            "observation_space": space_to_json(observation_space),
-            "action_space": space_to_json(action_space),
-            "net": dataclasses.asdict(config.net),
-            "normalize_observation": config.ppo.normalize_observation,
-            "weights_index": [[name, list(shape)] for name, shape in index],
-        }
-    finally:
-        env.close()
+    observation_space, action_space = spaces
+    return {
+        "env": dataclasses.asdict(config.env),
+        "spec": spec.to_json(),
+        "observation_space": space_to_json(observation_space),
+        "action_space": space_to_json(action_space),
+        "net": dataclasses.asdict(config.net),
+        "normalize_observation": config.ppo.normalize_observation,
+        "weights_index": [[name, list(shape)] for name, shape in index],
+    }
 
 
 class LoadedPolicy:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from millrace.envs.protocol import EnvRow, FinalObservation, SeedOf
-from millrace.envs.spaces import MASK_KEY
+from millrace.envs.spaces import MASK_KEY, slot_spec
 from millrace.games.protocol import BatchedGame
 from millrace.types import Array, SlotSpec
 
@@ -20,15 +21,16 @@ class GameSlots:
     bad_values = 0
     exactness = "state"
 
-    def __init__(self, game: BatchedGame, spec: SlotSpec, seed_of: SeedOf) -> None:
+    def __init__(self, game: BatchedGame, spaces: tuple[gym.Space[Any], gym.Space[Any]], seed_of: SeedOf) -> None:
         self.game = game
-        self.spec = spec
+        self.spaces = spaces
+        self.spec: SlotSpec = slot_spec(*spaces, mask_in_info=False)
         self.num_slots = game.num_slots
         self._seed_of = seed_of
         self._done = np.ones(self.num_slots, bool)
         self._episodes = np.zeros(self.num_slots, np.int64)
         self._seeds = np.full(self.num_slots, -1, np.int64)
-        self._mask = np.zeros((self.num_slots, spec.num_mask_bits), np.uint8)
+        self._mask = np.zeros((self.num_slots, self.spec.num_mask_bits), np.uint8)
         self._figures: list[tuple[int, dict[str, float]]] = []
 
     def reset(self, row: EnvRow) -> None:

@@ -35,6 +35,7 @@ class GymSlots:
         self._seed_of = seed_of
         self._refuse = on_bad_value == "refuse"
         env = self.envs[0]
+        self.spaces = env.observation_space, env.action_space
         self._leaves = [leaf for leaf in leaves(env.observation_space) if leaf[0] != MASK_KEY]
         self._mask_path = next((path for name, path, _ in leaves(env.observation_space) if name == MASK_KEY), None)
         _, info = env.reset(seed=seed_of(0, 0))

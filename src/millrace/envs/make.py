@@ -17,7 +17,6 @@ from millrace.config import EnvConfig
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SeedOf, SlotEnv, episode_seed
-from millrace.envs.spaces import slot_spec
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 
@@ -150,10 +149,10 @@ class EnvMaker:
             kwargs["max_step"] = self.config.max_episode_steps
         with self._explaining():
             single = gym.make(self.config.id, disable_env_checker=True, **self.config.kwargs)
-            spec = slot_spec(single.observation_space, single.action_space, mask_in_info=False)
+            spaces = single.observation_space, single.action_space
             single.close()
             game = make_game(GAME_SIZES[self.config.id], num_slots, **kwargs)
-        return GameSlots(game, spec, seed_of)
+        return GameSlots(game, spaces, seed_of)
 
 
 def find_spec(env_id: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium as gym
 import numpy as np
 
 from millrace.types import Array, SlotSpec
@@ -48,6 +49,7 @@ class SlotEnv(Protocol):
     """
 
     spec: SlotSpec
+    spaces: tuple[gym.Space[Any], gym.Space[Any]]  # observation and action space of one slot
     num_slots: int
     same_step_reset: bool
     final: FinalObservation | None

@@ -33,6 +33,7 @@ class VectorSlots:
         self._seed = seed
         self._refuse = on_bad_value == "refuse"
         space = env.single_observation_space
+        self.spaces = space, env.single_action_space
         self._leaves = [leaf for leaf in leaves(space) if leaf[0] != MASK_KEY]
         self._mask_path = next((path for name, path, _ in leaves(space) if name == MASK_KEY), None)
         _, info = env.reset(seed=seed)
