@@ -1,6 +1,6 @@
 """Learning against published results: recipes, several seeds each, mean of the last 100 training episodes.
 
-    python -m benchmarks.learning [--recipes cartpole-cleanrl,acrobot-cleanrl] [--seeds 3]
+python -m benchmarks.learning [--recipes cartpole-cleanrl,acrobot-cleanrl] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def measure(recipe: str, seeds: int) -> dict[str, Any]:
     for seed in range(1, seeds + 1):
         with tempfile.TemporaryDirectory() as directory:
             result = millrace.train(
-                str(RECIPES / f"{recipe}.toml"), seed=seed, run_dir=directory + "/run", quiet=True,
+                str(RECIPES / f"{recipe}.toml"),
+                seed=seed,
+                run_dir=directory + "/run",
+                quiet=True,
                 settings={"metrics.tensorboard": False},
             )
             evaluation = millrace.evaluate(result.policy, episodes=100, seed=10_000)
@@ -41,8 +44,14 @@ def measure(recipe: str, seeds: int) -> dict[str, Any]:
     source, reference = REFERENCES[recipe]
     spread = statistics.stdev(returns) if seeds > 1 else 0.0
     return {
-        "recipe": recipe, "source": source, "reference": reference, "returns": returns, "seconds": seconds, "evaluated": evaluated,
-        "mean": round(statistics.mean(returns), 1), "deviation": round(spread, 1),
+        "recipe": recipe,
+        "source": source,
+        "reference": reference,
+        "returns": returns,
+        "seconds": seconds,
+        "evaluated": evaluated,
+        "mean": round(statistics.mean(returns), 1),
+        "deviation": round(spread, 1),
     }
 
 
@@ -54,10 +63,16 @@ def main() -> None:
     rows = [measure(recipe, arguments.seeds) for recipe in arguments.recipes.split(",")]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
-    print("| recipe | reference | ours, mean +- deviation | by seed | final policy, 100 episodes | seconds |\n" + "| --- " * 6 + "|")
+    print(
+        "| recipe | reference | ours, mean +- deviation | by seed | final policy, 100 episodes | seconds |\n"
+        + "| --- " * 6
+        + "|"
+    )
     for row in rows:
         ours = f"{row['mean']} +- {row['deviation']}"
-        print(f"| {row['recipe']} | {row['source']} {row['reference']} | {ours} | {row['returns']} | {row['evaluated']} | {row['seconds']} |")
+        print(
+            f"| {row['recipe']} | {row['source']} {row['reference']} | {ours} | {row['returns']} | {row['evaluated']} | {row['seconds']} |"
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ QUICK = {
 }
 
 
-def quick_train(env: str | Callable[..., Any], run_dir: Path, settings: dict[str, Any] | None = None, **short: Any) -> Any:
+def quick_train(
+    env: str | Callable[..., Any], run_dir: Path, settings: dict[str, Any] | None = None, **short: Any
+) -> Any:
     """A run small enough for a test: 2 workers x 2 slots x 8 steps, lock-step, unless said otherwise."""
     sizes = {"workers": 2, "envs_per_worker": 2, "rollout_steps": 8, "max_policy_lag": 0, "total_env_steps": 10**9}
     return millrace.train(
@@ -40,8 +42,14 @@ def quick_train(env: str | Callable[..., Any], run_dir: Path, settings: dict[str
 def opened(env: str | Callable[..., Any], run_dir: Path, **settings: Any) -> Iterator[Run]:
     """A run whose loop the test turns by hand: 2 workers x 4 slots x 16 steps in this process, unless said otherwise."""
     names = {"env.id": env} if isinstance(env, str) else {}
-    sizes = {"collect.workers": 2, "collect.envs_per_worker": 4, "collect.rollout_steps": 16, "collect.max_policy_lag": 0,
-             "collect.backend": "serial", "total_env_steps": 10**9}
+    sizes = {
+        "collect.workers": 2,
+        "collect.envs_per_worker": 4,
+        "collect.rollout_steps": 16,
+        "collect.max_policy_lag": 0,
+        "collect.backend": "serial",
+        "total_env_steps": 10**9,
+    }
     quiet = {"run_dir": str(run_dir), "metrics.console": "off"}
     config = Config().replace({**QUICK, **sizes, **quiet, **names, **settings})
     with Run(config, EnvMaker(config.env, None if isinstance(env, str) else env)) as run:

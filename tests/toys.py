@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -44,7 +43,9 @@ class Clock(gym.Env):
         self.last_action = int(action)
         done = self.ticks == self.length
         terminated = done and self.length % 2 == 0
-        info = {"ticks": self.ticks, "is_long": self.length > 3, "name": "clock", "broken": float("nan")} if done else {}
+        info = (
+            {"ticks": self.ticks, "is_long": self.length > 3, "name": "clock", "broken": float("nan")} if done else {}
+        )
         return self._observe(), self.ticks + 0.5 * int(action), terminated, done and not terminated, info
 
     def _observe(self):
@@ -74,7 +75,9 @@ class Masked(gym.Env):
         self.action_space = spaces.Discrete(num_actions)
         vector = spaces.Box(-1.0, 1.0, (2,), np.float32)
         mask = spaces.MultiBinary(num_actions)
-        self.observation_space = spaces.Dict({"vector": vector, "action_mask": mask}) if where == "observation" else vector
+        self.observation_space = (
+            spaces.Dict({"vector": vector, "action_mask": mask}) if where == "observation" else vector
+        )
         self.ticks, self.length = 0, 1
         self.mask = np.ones(num_actions, np.int8)
 

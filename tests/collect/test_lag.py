@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import opened
-from toys import Clock, Uneven
 
+from helpers import opened
 from millrace.types import Rollout
+from toys import Clock, Uneven
 
 
 def lags(run, updates: int) -> list[int]:
@@ -26,8 +26,13 @@ def lags(run, updates: int) -> list[int]:
 @pytest.mark.parametrize("on_stale", ["wait", "drop"])
 @pytest.mark.parametrize("max_policy_lag", [0, 1, 2])
 def test_the_lag_is_never_exceeded_by_uneven_workers(max_policy_lag, on_stale, run_dir):
-    settings = {"collect.backend": "processes", "collect.workers": 3, "collect.rollout_steps": 4,
-                "collect.max_policy_lag": max_policy_lag, "collect.on_stale": on_stale}
+    settings = {
+        "collect.backend": "processes",
+        "collect.workers": 3,
+        "collect.rollout_steps": 4,
+        "collect.max_policy_lag": max_policy_lag,
+        "collect.on_stale": on_stale,
+    }
     with opened(Uneven, run_dir, **settings) as run:
         found = lags(run, 25)
         assert max(found) <= max_policy_lag

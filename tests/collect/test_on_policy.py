@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import opened
-from toys import Everything, Masked
 
+from helpers import opened
 from millrace.ops.distributions import log_prob_and_entropy
 from millrace.run import Run
+from toys import Everything, Masked
 
 NORMALIZED = {"ppo.normalize_observation": True, "ppo.normalize_reward": True}
 
@@ -29,7 +29,9 @@ def ratios(run: Run, batch) -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", Masked, Everything, "millrace/RealmMini-v0"])
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", Masked, Everything, "millrace/RealmMini-v0"]
+)
 def test_the_first_minibatch_has_ratio_one(env, normalized, run_dir):
     settings = {"ppo.learning_rate": 0.01, **(NORMALIZED if normalized else {})}
     # A sum over seven columns has a few more bits of rounding.

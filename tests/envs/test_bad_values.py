@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from helpers import new_row
-from toys import Faulty, tokens
 
+from helpers import new_row
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SlotEnv, episode_seed
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import EnvError
+from toys import Faulty, tokens
 
 BAD = [
     "reward is nan", "reward is infinite", "reward is None",
@@ -48,7 +48,7 @@ def test_a_bad_value_is_counted_and_its_transition_is_no_experience(kind, tmp_pa
     rows = play(env, 40)
     assert env.bad_values == 1
     bad = [(t, slot) for t, row in enumerate(rows) for slot in np.flatnonzero(row.truncated & ~row.valid)]
-    (t, slot), = bad
+    ((t, slot),) = bad
     assert rows[t].reward[slot] == 0
     assert not rows[t].terminated[slot]
     # The episode ends with it: the next transition is a reset, and the one after that is experience again.

@@ -11,9 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from helpers import differences, new_row
-from toys import Clock, Everything, Masked, OpaqueClock, PileRounds
 
+from helpers import differences, new_row
 from millrace.checkpoints.tree import flatten, unflatten
 from millrace.config import EnvConfig
 from millrace.envs.gym_slots import GymSlots
@@ -21,6 +20,7 @@ from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow, SlotEnv, episode_seed
 from millrace.envs.vector_slots import VectorSlots
 from millrace.ops.sampling import sample_actions
+from toys import Clock, Everything, Masked, OpaqueClock, PileRounds
 
 NUM_SLOTS = 4
 

@@ -10,7 +10,6 @@ import pytest
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Everything
 
 from millrace.config import NetConfig
 from millrace.envs.spaces import (
@@ -28,6 +27,7 @@ from millrace.nets.actor import ActorMaker
 from millrace.nets.policy import Policy
 from millrace.ops.sampling import sample_actions
 from millrace.types import SlotSpec
+from toys import Everything
 
 ACTION_SPACES = {
     "discrete": spaces.Discrete(4),
@@ -73,7 +73,9 @@ def test_a_batch_of_actions_is_what_a_vector_environment_wants(name):
     columns = draw_columns(space, 5)
     batch = batch_action_converter(space)(columns)
     one_by_one = [action_converter(space)(row) for row in columns]
-    for taken, expected in zip(gym.vector.utils.iterate(gym.vector.utils.batch_space(space, 5), batch), one_by_one, strict=True):
+    for taken, expected in zip(
+        gym.vector.utils.iterate(gym.vector.utils.batch_space(space, 5), batch), one_by_one, strict=True
+    ):
         assert json.dumps(taken, default=_plain) == json.dumps(expected, default=_plain)
 
 
@@ -110,7 +112,9 @@ def test_observations_keep_their_dtypes():
     assert spec.observation["image"].scale == pytest.approx(1 / 255)
 
 
-@pytest.mark.parametrize("space", [spaces.Text(5), spaces.Sequence(spaces.Discrete(2)), spaces.Graph(spaces.Discrete(2), None)])
+@pytest.mark.parametrize(
+    "space", [spaces.Text(5), spaces.Sequence(spaces.Discrete(2)), spaces.Graph(spaces.Discrete(2), None)]
+)
 def test_a_space_without_a_fixed_form_is_refused_with_a_way_out(space):
     with pytest.raises(EnvError, match="wrap it into"):
         slot_spec(space, spaces.Discrete(2), mask_in_info=False)

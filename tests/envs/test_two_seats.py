@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import new_row, quick_train
-from toys import PileRounds
 
+from helpers import new_row, quick_train
 from millrace.buffer.queue import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.envs.vector_slots import VectorSlots
@@ -17,6 +16,7 @@ from millrace.learner.ppo import Learner
 from millrace.nets.policy import Policy
 from millrace.ops.gae import generalized_advantages
 from millrace.types import ActionSpec, ArraySpec, Rollout, RolloutLayout, SlotSpec
+from toys import PileRounds
 
 GAMMA, LAMBDA = 0.9, 0.8
 SPEC = SlotSpec({"obs": ArraySpec((2,), "float32")}, ActionSpec(nvec=(2,)))

@@ -8,11 +8,11 @@ import os
 import shutil
 from pathlib import Path
 
-import millrace
 import numpy as np
 import pytest
-from helpers import differences, learned, log_of, quick_train, rows_of
 
+import millrace
+from helpers import differences, learned, log_of, quick_train, rows_of
 from millrace.checkpoints import store
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
 from millrace.errors import CheckpointError
@@ -70,7 +70,7 @@ def test_a_damaged_file_falls_back_to_the_last_good_checkpoint(name, damage, run
         return
     assert found.path == before.path
     if name != "manifest.json" or damage != "gone":
-        problem, = problems
+        (problem,) = problems
         assert str(last.path) in problem
     assert millrace.load_policy(run).checkpoint == before.path
 
@@ -139,7 +139,9 @@ def test_no_file_of_a_checkpoint_is_a_pickle(run):
             assert isinstance(json.loads(content), dict)
         else:
             header = int.from_bytes(content[:8], "little")
-            assert all("dtype" in entry for key, entry in json.loads(content[8 : 8 + header]).items() if key != "__metadata__")
+            assert all(
+                "dtype" in entry for key, entry in json.loads(content[8 : 8 + header]).items() if key != "__metadata__"
+            )
 
 
 class FullDisk:
@@ -218,8 +220,12 @@ def test_old_checkpoints_are_deleted_and_each_deletion_is_logged(run_dir):
 
 
 def test_one_checkpoint_in_so_many_steps_is_kept_for_good(run_dir):
-    settings = {"stop.updates": 8, "checkpoint.every_env_steps": 1, "checkpoint.keep_last": 1,
-                "checkpoint.keep_every_env_steps": 64}
+    settings = {
+        "stop.updates": 8,
+        "checkpoint.every_env_steps": 1,
+        "checkpoint.keep_last": 1,
+        "checkpoint.keep_every_env_steps": 64,
+    }
     quick_train("CartPole-v1", run_dir, settings, backend="serial")
     buckets = {checkpoint.env_steps // 64 for checkpoint in checkpoints(run_dir)}
     assert buckets == set(range(rows_of(run_dir)[-1]["env_steps"] // 64 + 1))

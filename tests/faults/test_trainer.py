@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import millrace
 import psutil
 import pytest
-from helpers import opened, quick_train, rows_of
-from toys import Clock
 
+import millrace
+from helpers import opened, quick_train, rows_of
 from millrace.errors import CheckpointError, RunLockedError
 from millrace.rundir import RunDirectory
+from toys import Clock
 
 TESTS = Path(__file__).parent.parent
 SCRIPT = """

@@ -9,13 +9,13 @@ import signal
 import sys
 from pathlib import Path
 
-import millrace
 import pytest
-from helpers import learned, log_of, opened, quick_train, rows_of
-from toys import Clock, Faulty, Treacherous, Uneven, tokens
 
+import millrace
+from helpers import learned, log_of, opened, quick_train, rows_of
 from millrace.errors import WorkerError
 from millrace.rundir import RunDirectory
+from toys import Clock, Faulty, Treacherous, Uneven, tokens
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -41,7 +41,7 @@ def test_training_survives_a_worker_that(kind, run_dir, tmp_path):
     last = rows_of(run_dir)[-1]
     assert last["restarts"] == 1
     assert last["lost_rollouts"] >= 1
-    crash, = crashes(run_dir)
+    (crash,) = crashes(run_dir)
     assert DEADLY[kind] in crash["message"]
     assert DEADLY[kind] in log_of(run_dir)
     assert "restarted; reproduce: millrace replay" in log_of(run_dir)
@@ -97,13 +97,14 @@ def test_a_worker_killed_from_outside_is_replaced_and_the_others_go_on(run_dir):
         after = pool.pids()
         assert set(before) - set(after) == {before[1]}
         assert all(versions)  # the others never stopped
-        fault, = pool.setup.faults
+        (fault,) = pool.setup.faults
         assert fault.worker == 1
         assert "signal 9" in fault.message
 
 
 def test_a_restarted_worker_does_not_repeat_what_it_has_collected_before(run_dir):
     with opened(Clock, run_dir, **{"collect.backend": "processes", "collect.workers": 1}) as run:
+
         def first_tags():
             return run.source.next_batch().rollout.observation["obs"][0, :, 0].tolist()
 
@@ -158,10 +159,16 @@ def test_a_run_of_which_no_worker_can_start_ends_with_the_reason(run_dir, tmp_pa
         quick_train(env, run_dir, {"collect.max_restarts": 3}, backend="processes")
 
 
-@pytest.mark.parametrize(("kind", "backend"), [
-    ("reward is nan", "serial"), ("observation is nan", "serial"), ("observation is None", "serial"),
-    ("reward is None", "serial"), ("reward is None", "processes"),
-])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("reward is nan", "serial"),
+        ("observation is nan", "serial"),
+        ("observation is None", "serial"),
+        ("reward is None", "serial"),
+        ("reward is None", "processes"),
+    ],
+)
 def test_a_bad_value_is_counted_and_restarts_nobody(kind, backend, run_dir, tmp_path):
     env = functools.partial(Faulty, kind, tokens(tmp_path / "tokens", 2))
     result = quick_train(env, run_dir, {"stop.updates": 12}, backend=backend)
@@ -176,7 +183,9 @@ def test_a_bad_value_is_counted_and_restarts_nobody(kind, backend, run_dir, tmp_
 def test_a_bad_value_ends_the_run_where_that_is_asked(backend, run_dir, tmp_path):
     env = functools.partial(Faulty, "reward is None", tokens(tmp_path / "tokens", 1000))
     settings = {"env.on_bad_value": "refuse", "collect.max_restarts": 0}
-    with pytest.raises(millrace.MillraceError, match=r"worker \d, step \d+.*slot \d, episode seed \d+: the reward is None"):
+    with pytest.raises(
+        millrace.MillraceError, match=r"worker \d, step \d+.*slot \d, episode seed \d+: the reward is None"
+    ):
         quick_train(env, run_dir, settings, backend=backend)
 
 
@@ -202,8 +211,14 @@ def reproduces(slot: dict) -> bool:
 def test_every_crash_file_reproduces_its_crash(rollout_steps, backend, run_dir):
     """Small rollouts, so that episodes begin and crash at each place of one."""
     steps = 480 if backend == "serial" else 240
-    settings = {"stop.updates": steps // rollout_steps, "collect.max_restarts": 10_000, "metrics.every_s": 10.0,
-                "collect.restart_backoff_s": 0.001, "ppo.epochs": 1, "ppo.minibatch_size": rollout_steps}
+    settings = {
+        "stop.updates": steps // rollout_steps,
+        "collect.max_restarts": 10_000,
+        "metrics.every_s": 10.0,
+        "collect.restart_backoff_s": 0.001,
+        "ppo.epochs": 1,
+        "ppo.minibatch_size": rollout_steps,
+    }
     quick_train(Treacherous, run_dir, settings, backend=backend, rollout_steps=rollout_steps)
     files = crashes(run_dir)
     assert files

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import differences
 
+from helpers import differences
 from millrace.buffer.queue import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.learner.ppo import Learner

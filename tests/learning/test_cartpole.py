@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import millrace
 import pytest
+
+import millrace
 
 TO_475 = {"stop.mean_return": 475.0, "metrics.tensorboard": False}
 

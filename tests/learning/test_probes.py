@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import millrace
 import numpy as np
 import pytest
+
+import millrace
 from helpers import opened, quick_train
 from toys import ForEver, Masked, OneStep, TwoStepCredit
 
@@ -37,9 +38,17 @@ def test_the_same_holds_where_environments_reset_in_the_same_step(mode, run_dir)
 
 
 def test_the_same_holds_in_units_of_a_normalised_reward(run_dir):
-    with opened(functools.partial(ForEver, 5), run_dir, **{
-        **SETTINGS, "ppo.gamma": 0.8, "ppo.normalize_reward": True, "collect.workers": 1, "collect.envs_per_worker": 8,
-    }) as run:
+    with opened(
+        functools.partial(ForEver, 5),
+        run_dir,
+        **{
+            **SETTINGS,
+            "ppo.gamma": 0.8,
+            "ppo.normalize_reward": True,
+            "collect.workers": 1,
+            "collect.envs_per_worker": 8,
+        },
+    ) as run:
         for _ in range(300):
             batch = run.source.next_batch()
             run.learner.update(batch, 0)
@@ -84,5 +93,7 @@ def test_masks_are_not_violated_once_in_a_hundred_thousand_steps(where, run_dir)
 
 def test_an_all_false_mask_is_refused_with_worker_slot_seed_and_step(run_dir):
     env = functools.partial(Masked, "observation", all_false_at=2)
-    with pytest.raises(millrace.MillraceError, match=r"worker \d, step \d+.*slot \d, episode seed \d+.*allows no action"):
+    with pytest.raises(
+        millrace.MillraceError, match=r"worker \d, step \d+.*slot \d, episode seed \d+.*allows no action"
+    ):
         quick_train(env, run_dir, {"collect.max_restarts": 0}, backend="serial")

@@ -39,9 +39,16 @@ def test_the_policy_loss_is_the_mean_of_the_pessimistic_surrogates(seed, clip):
     assert loss.item() == pytest.approx(-total / weight.sum(), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "expected"), [
-    (1.5, 1.0, -1.2), (0.5, 1.0, -0.5), (1.5, -1.0, 1.5), (0.5, -1.0, 0.8), (1.0, 3.0, -3.0),
-])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.5, 1.0, -1.2),
+        (0.5, 1.0, -0.5),
+        (1.5, -1.0, 1.5),
+        (0.5, -1.0, 0.8),
+        (1.0, 3.0, -3.0),
+    ],
+)
 def test_the_policy_loss_of_one_row_by_hand(ratio, advantage, expected):
     loss = losses.clipped_policy_loss(*tensors([math.log(ratio)], [advantage], [1.0]), 0.2)
     assert loss.item() == pytest.approx(expected)

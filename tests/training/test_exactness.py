@@ -6,13 +6,13 @@ import functools
 import os
 from pathlib import Path
 
-import millrace
 import numpy as np
 import pytest
-from helpers import differences, learned, log_of, quick_train
-from toys import Clock, Everything, ForgetfulClock, Masked, OpaqueClock, PileRounds
 
+import millrace
+from helpers import differences, learned, log_of, quick_train
 from millrace.rundir import RunDirectory
+from toys import Clock, Everything, ForgetfulClock, Masked, OpaqueClock, PileRounds
 
 NORMALIZED = {"ppo.normalize_observation": True, "ppo.normalize_reward": True, "ppo.target_kl": 0.5}
 GAMES = {
@@ -30,7 +30,9 @@ GAMES = {
 ON_BOTH = ["CartPole, normalised", "Acrobot, single", "masks", "actions replayed"]
 
 
-@pytest.mark.parametrize("game", ["CartPole, its own vector form", "Acrobot, single", "masks", "every space", "RealmMini"])
+@pytest.mark.parametrize(
+    "game", ["CartPole, its own vector form", "Acrobot, single", "masks", "every space", "RealmMini"]
+)
 def test_serial_equals_processes_bit_for_bit(game, tmp_path: Path, nothing_left_behind):
     env, settings = GAMES[game]
     for backend in ("serial", "processes"):

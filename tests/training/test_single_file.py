@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from helpers import opened
 from toys import Clock
 
@@ -56,7 +57,17 @@ def as_example_rollout(example, rollout):
 def test_the_single_file_gives_the_same_losses_and_weights_as_the_package(example, env, threads, run_dir):
     """Over ten updates, on experience with terminations and truncations; both learners of the package."""
     settings = example.Settings(num_envs=4, rollout_steps=32, epochs=3, minibatch_size=32, entropy_coef=0.01)
-    names = ("epochs", "minibatch_size", "learning_rate", "gamma", "gae_lambda", "clip", "value_coef", "entropy_coef", "max_grad_norm")
+    names = (
+        "epochs",
+        "minibatch_size",
+        "learning_rate",
+        "gamma",
+        "gae_lambda",
+        "clip",
+        "value_coef",
+        "entropy_coef",
+        "max_grad_norm",
+    )
     with opened(
         env, run_dir, **{f"ppo.{name}": getattr(settings, name) for name in names},
         **{"collect.workers": 1, "collect.rollout_steps": 32, "net.hidden": [64, 64], "seed": 3, "ppo.threads": threads,
@@ -89,8 +100,10 @@ def test_both_begin_with_the_same_kind_of_weights(example, run_dir):
         torch.manual_seed(1)
         for mine, theirs in weight_pairs(example.Agent(4, 2), run.learner.policy):
             assert mine.shape == theirs.shape
-            torch.testing.assert_close(torch.linalg.matrix_norm(mine, 2) if mine.ndim == 2 else mine,
-                                       torch.linalg.matrix_norm(theirs, 2) if mine.ndim == 2 else theirs)
+            torch.testing.assert_close(
+                torch.linalg.matrix_norm(mine, 2) if mine.ndim == 2 else mine,
+                torch.linalg.matrix_norm(theirs, 2) if mine.ndim == 2 else theirs,
+            )
 
 
 def test_the_single_file_learns_cartpole(example, capsys):

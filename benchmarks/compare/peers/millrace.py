@@ -55,7 +55,9 @@ def slow_uneven(job: Job) -> Figures:
     return with_ideal(_steady(run_dir, began_s), job.copies)
 
 
-def _train(env: str | Callable[[], Any], job: Job, settings: dict[str, Any], stop: dict[str, Any]) -> tuple[Path, float]:
+def _train(
+    env: str | Callable[[], Any], job: Job, settings: dict[str, Any], stop: dict[str, Any]
+) -> tuple[Path, float]:
     """The run, and the seconds from process start to the start of its own clock."""
     run_dir = child.scratch() / "run"
     everything = {"total_env_steps": FOREVER} | settings | QUIET | stop

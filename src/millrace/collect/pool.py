@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import cloudpickle
 import numpy as np
 
 from millrace.buffer.slab import Slab
@@ -35,7 +34,7 @@ class Outcome:
 
 @dataclass
 class PoolSetup:
-    """What every pool needs; the makers are pickled by value, so that functions of a notebook or script travel."""
+    """What every pool needs."""
 
     env_maker: EnvMaker
     actor_maker: ActorMaker
@@ -64,6 +63,19 @@ class PoolSetup:
         """The seed of one worker's environments and random stream."""
         return episode_seed(self.seed, worker, generation * GENERATION_STRIDE)
 
+    def for_worker(self, worker: int, generation: int, blocks: Blocks) -> WorkerSetup:
+        """The part that one worker needs."""
+        return WorkerSetup(
+            worker=worker,
+            stream_seed=self.stream_seed(worker, generation),
+            layout=self.layout,
+            num_rollouts=self.num_rollouts,
+            num_workers=self.config.workers,
+            weights_size=self.weights_size,
+            action_log_steps=self.config.action_log_steps,
+            blocks=blocks,
+        )
+
 
 PROGRESS_WORDS = 8  # a cache line a worker: steps so far, busy, place, steps at the start of the rollout
 
@@ -88,7 +100,6 @@ class WorkerSetup:
 
     worker: int
     stream_seed: int
-    makers: bytes
     layout: RolloutLayout
     num_rollouts: int
     num_workers: int
@@ -100,8 +111,7 @@ class WorkerSetup:
 class Workplace:
     """A collector with the shared memory that it writes to: the whole of a worker but its messages."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
-        env_maker, actor_maker = cloudpickle.loads(setup.makers)
+    def __init__(self, setup: WorkerSetup, env_maker: EnvMaker, actor_maker: ActorMaker) -> None:
         env = env_maker.make(setup.layout.num_slots, setup.stream_seed)
         if env.spec != setup.layout.spec:
             env.close()

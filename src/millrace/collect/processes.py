@@ -16,7 +16,7 @@ import cloudpickle
 
 from millrace import system
 from millrace.buffer.slab import Slab
-from millrace.collect.pool import Outcome, PoolSetup, WorkerSetup, action_log, progress_words
+from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words
 from millrace.collect.supervision import Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
@@ -70,21 +70,14 @@ class ProcessPool:
     def _spawn(self, worker: _Worker) -> None:
         worker.generation += 1
         setup = self.setup
-        payload = WorkerSetup(
-            worker.index,
-            setup.stream_seed(worker.index, worker.generation),
-            self._makers,
-            setup.layout,
-            setup.num_rollouts,
-            setup.config.workers,
-            setup.weights_size,
-            setup.config.action_log_steps,
-            self._blocks,
-        )
+        payload = setup.for_worker(worker.index, worker.generation, self._blocks)
         self._progress[worker.index] = 0
         worker.connection, theirs = self._context.Pipe()
         worker.process = self._context.Process(
-            target=worker_main, args=(payload, theirs), name=f"millrace-worker-{worker.index}", daemon=True
+            target=worker_main,
+            args=(payload, self._makers, theirs),
+            name=f"millrace-worker-{worker.index}",
+            daemon=True,
         )
         with _bare_main(), system.environment(**dict.fromkeys(system.THREAD_VARIABLES, "1")):
             worker.process.start()

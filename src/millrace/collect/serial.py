@@ -8,10 +8,8 @@ import time
 import traceback
 from typing import Any
 
-import cloudpickle
-
 from millrace.buffer.slab import Slab
-from millrace.collect.pool import Outcome, PoolSetup, WorkerSetup, Workplace, action_log, progress_words
+from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words
 from millrace.collect.supervision import Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.errors import EnvError
@@ -30,7 +28,6 @@ class SerialPool:
         self._generations = [0] * setup.config.workers
         self._due_s = [0.0] * setup.config.workers
         self._grants: collections.deque[tuple[int, int]] = collections.deque()
-        self._makers = cloudpickle.dumps((setup.env_maker, setup.actor_maker))
 
     def start(self) -> None:
         for worker in range(self.setup.config.workers):
@@ -38,19 +35,8 @@ class SerialPool:
 
     def _build(self, worker: int) -> None:
         setup = self.setup
-        self._workplaces[worker] = Workplace(
-            WorkerSetup(
-                worker,
-                setup.stream_seed(worker, self._generations[worker]),
-                self._makers,
-                setup.layout,
-                setup.num_rollouts,
-                setup.config.workers,
-                setup.weights_size,
-                setup.config.action_log_steps,
-                self._blocks,
-            )
-        )
+        part = setup.for_worker(worker, self._generations[worker], self._blocks)
+        self._workplaces[worker] = Workplace(part, setup.env_maker, setup.actor_maker)
 
     def grant(self, worker: int, place: int) -> None:
         self._grants.append((worker, place))

@@ -15,18 +15,24 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
+
 from millrace.collect.pool import WorkerSetup, Workplace
 
 ORPHAN_CHECK_S = 2.0
 
 
-def worker_main(setup: WorkerSetup, connection: Connection) -> None:
-    """Entry point of the process."""
+def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> None:
+    """Entry point of the process.
+
+    Args:
+        makers: environment and actor maker, pickled by value: functions of a notebook or script travel too.
+    """
     # Ctrl-C reaches the whole group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _exit_with_parent(os.getppid())
     try:
-        workplace = Workplace(setup)
+        workplace = Workplace(setup, *cloudpickle.loads(makers))
         connection.send(("ready", workplace.collector.env.exactness))
         _serve(workplace, connection)
         workplace.collector.close()
