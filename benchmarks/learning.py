@@ -70,9 +70,15 @@ def main() -> None:
     )
     for row in rows:
         ours = f"{row['mean']} +- {row['deviation']}"
-        print(
-            f"| {row['recipe']} | {row['source']} {row['reference']} | {ours} | {row['returns']} | {row['evaluated']} | {row['seconds']} |"
+        cells = (
+            row["recipe"],
+            f"{row['source']} {row['reference']}",
+            ours,
+            row["returns"],
+            row["evaluated"],
+            row["seconds"],
         )
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

@@ -95,10 +95,14 @@ class Collector:
             action = distribution.sample()
             valid = ~self.done
             self.observation, reward, terminated, truncated, _ = self.envs.step(action.numpy())
-            row = (torch.as_tensor(x) for x in (reward.astype(np.float32), terminated, truncated, valid.astype(np.float32)))
+            row = (
+                torch.as_tensor(x) for x in (reward.astype(np.float32), terminated, truncated, valid.astype(np.float32))
+            )
             steps.append((observation, action, distribution.log_prob(action), value, *row))
             self._count(reward, terminated | truncated)
-        observation, action, log_prob, value, reward, terminated, truncated, valid = map(torch.stack, zip(*steps, strict=True))
+        observation, action, log_prob, value, reward, terminated, truncated, valid = map(
+            torch.stack, zip(*steps, strict=True)
+        )
         last = torch.as_tensor(self.observation, dtype=torch.float32)
         return Rollout(
             torch.cat([observation, last[None]]), action, log_prob, torch.cat([value, agent(last)[1][None]]),
@@ -138,10 +142,9 @@ def update(
 ) -> dict[str, float]:
     """Some epochs of minibatch descent on the clipped objective (Schulman et al. 2017); means over the last epoch."""
     advantage = advantages(rollout, settings.gamma, settings.gae_lambda)
-    rows = [
-        rollout.observation[:-1], rollout.action, rollout.log_prob, advantage, advantage + rollout.value[:-1], rollout.valid,
-    ]  # fmt: skip
-    rows = [x.flatten(0, 1) for x in rows]  # [T, B, ...] to [N, ...]
+    target = advantage + rollout.value[:-1]
+    columns = [rollout.observation[:-1], rollout.action, rollout.log_prob, advantage, target, rollout.valid]
+    rows = [x.flatten(0, 1) for x in columns]  # [T, B, ...] to [N, ...]
     for _ in range(settings.epochs):
         figures = []
         order = torch.randperm(len(rows[0]), generator=generator)

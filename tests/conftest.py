@@ -50,7 +50,7 @@ def shared_memory() -> set[str]:
     memory_files = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(descriptor)
+            target = str(descriptor.readlink())
         except OSError:
             continue
         if "memfd:millrace" in target:

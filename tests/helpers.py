@@ -40,7 +40,7 @@ def quick_train(
 
 @contextmanager
 def opened(env: str | Callable[..., Any], run_dir: Path, **settings: Any) -> Iterator[Run]:
-    """A run whose loop the test turns by hand: 2 workers x 4 slots x 16 steps in this process, unless said otherwise."""
+    """A run whose loop the test turns by hand: 2 workers x 4 slots x 16 steps in this process by default."""
     names = {"env.id": env} if isinstance(env, str) else {}
     sizes = {
         "collect.workers": 2,

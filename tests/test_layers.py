@@ -45,7 +45,18 @@ OPTIONAL = {
     "zmq": set(),
     "psutil": set(),
 }
-TORCH_FREE_ROOMS = ["envs", "games", "collect", "buffer", "checkpoints", "config", "types", "errors", "system", "metrics"]
+TORCH_FREE_ROOMS = [
+    "envs",
+    "games",
+    "collect",
+    "buffer",
+    "checkpoints",
+    "config",
+    "types",
+    "errors",
+    "system",
+    "metrics",
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,9 @@ def imports_of(path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: relative imports hide the room"
             # `from millrace import system` names a room too.
-            modules = [f"millrace.{alias.name}" for alias in node.names] if node.module == "millrace" else [node.module or ""]
+            modules = (
+                [f"millrace.{alias.name}" for alias in node.names] if node.module == "millrace" else [node.module or ""]
+            )
         else:
             continue
         yield from (Import(name, module, node in lazy_nodes) for module in modules)
@@ -95,7 +108,7 @@ def test_a_room_knows_only_what_its_table_says(room):
 
 
 def test_every_room_is_in_the_table():
-    composing = {"__init__", "run", "training", "resolve", "rundir", "cli", "journal", "stop_signal"}
+    composing = {"__init__", "run", "training", "resolve", "rundir", "cli", "journal", "stop_signal", "__main__"}
     rooms = {room_of(path.relative_to(PACKAGE).as_posix()) for path in PACKAGE.rglob("*.py")}
     assert rooms - composing == set(KNOWS)
 
@@ -125,7 +138,11 @@ def modules_after(code: str) -> set[str]:
     """Top-level modules loaded by a fresh interpreter that ran the code."""
     script = f"{code}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(SRC)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return set(done.stdout.splitlines()[-1].split())
 
@@ -159,8 +176,8 @@ def test_a_worker_with_a_dense_policy_does_not_load_torch(run_dir):
 def test_a_worker_with_a_network_of_the_users_own_does(run_dir):
     """The same question where the answer is yes, so that the one above is known to be able to fail."""
     import torch
-    from helpers import QUICK
 
+    from helpers import QUICK
     from millrace.config import Config
     from millrace.envs.make import EnvMaker
     from millrace.run import Run
@@ -174,7 +191,12 @@ def test_a_worker_with_a_network_of_the_users_own_does(run_dir):
             y = self.layer(observation["obs"])
             return y[:, :2], y[:, 2]
 
-    sizes = {"collect.backend": "processes", "collect.workers": 1, "collect.envs_per_worker": 2, "collect.rollout_steps": 4}
+    sizes = {
+        "collect.backend": "processes",
+        "collect.workers": 1,
+        "collect.envs_per_worker": 2,
+        "collect.rollout_steps": 4,
+    }
     config = Config().replace({**QUICK, **sizes, "run_dir": str(run_dir), "metrics.console": "off"})
     with Run(config, EnvMaker(config.env), Own()) as run:
         batch = run.source.next_batch()

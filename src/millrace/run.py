@@ -324,6 +324,8 @@ class Run:
         cut = len(problems) * self.config.collect.envs_per_worker
         if states is None:
             cut = self.config.collect.workers * self.config.collect.envs_per_worker
+        for path in self.store.set_aside_after(self.env_steps):
+            self.sinks.note(f"set aside the checkpoint {path.name}: resuming from before it undoes it")
         exactly = "exactly where it stopped" if not problems else f"with {cut} episodes cut and begun anew"
         self.sinks.note(f"resumed at {self.env_steps:,} steps, {exactly}")
         for problem in problems:

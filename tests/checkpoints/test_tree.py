@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from helpers import differences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from helpers import differences
 from millrace.checkpoints.tree import flatten, unflatten
 from millrace.errors import CheckpointError
 
@@ -24,7 +24,8 @@ PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=F
 TREES = st.recursive(
     st.one_of(PLAIN, ARRAYS),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5).filter(lambda key: key != "__array__"), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(max_size=5).filter(lambda key: key != "__array__"), inner, max_size=3),
     ),
     max_leaves=8,
 )
@@ -61,5 +62,5 @@ def test_numpy_scalars_become_plain_numbers_and_tuples_lists():
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", lambda: 0])
 def test_anything_else_is_refused_with_its_place(value):
-    with pytest.raises(CheckpointError, match="/outer/inner: a .* is neither a plain value nor an array"):
+    with pytest.raises(CheckpointError, match=r"/outer/inner: a .* is neither a plain value nor an array"):
         flatten({"outer": {"inner": value}}, {})

@@ -1,4 +1,4 @@
-"""Rewards and observations that are missing, not finite, or of another shape: counted or refused, never learned from."""
+"""Rewards and observations that are missing, not finite, or of another shape: counted or refused, not learned from."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_two_bad_values_that_cancel_in_a_sum_are_both_seen():
     class Cancels(Faulty):
         def step(self, action):
             observation, reward, terminated, truncated, info = super().step(action)
-            return observation + [0, 0, np.inf * (1 if self.tag % 2 else -1)], reward, terminated, truncated, info
+            infinite = np.array([0, 0, np.inf * (1 if self.tag % 2 else -1)])
+            return observation + infinite, reward, terminated, truncated, info
 
     env = vector(Cancels, "count")
     rows = play(env, 1)

@@ -86,7 +86,7 @@ def test_resuming_past_a_damaged_checkpoint_says_so_and_equals_never_having_stop
 def test_damage_to_every_checkpoint_is_an_error_with_a_sentence(run):
     for checkpoint in checkpoints(run):
         truncate(checkpoint.path / "policy.safetensors")
-    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*is damaged"):
+    with pytest.raises(CheckpointError, match=r"there is no whole checkpoint in .*is damaged"):
         millrace.resume(run, quiet=True)
     with pytest.raises(CheckpointError, match="there is no whole checkpoint"):
         millrace.load_policy(run)
@@ -204,7 +204,7 @@ def test_metrics_that_cannot_be_written_are_told_about_once_and_training_goes_on
 
 def test_a_run_directory_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(millrace.MillraceError, match="cannot write the run directory .*choose --run-dir"):
+    with pytest.raises(millrace.MillraceError, match=r"cannot write the run directory .*choose --run-dir"):
         quick_train("CartPole-v1", tmp_path / "file" / "run", backend="serial")
 
 

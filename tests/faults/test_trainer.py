@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -87,7 +88,7 @@ def all_gone(processes: list[psutil.Process]):
 
 
 def kill_and_resume(start, run_dir: Path, kills: int, seed: int) -> None:
-    """After each kill the newest whole checkpoint is at most two updates behind, and the next process starts from it."""
+    """After each kill the newest whole checkpoint is at most two updates behind; the next process starts from it."""
     rng = random.Random(seed)
     steps_an_update = 2 * 2 * 8
     for _ in range(kills):
@@ -106,10 +107,8 @@ def kill_and_resume(start, run_dir: Path, kills: int, seed: int) -> None:
         assert done - saved.env_steps <= 64 + 2 * steps_an_update
     process = start(run_dir)
     saved_steps = 0
-    try:
+    with contextlib.suppress(CheckpointError):  # killed before the first one
         saved_steps = RunDirectory(run_dir).newest_checkpoint()[0].env_steps
-    except CheckpointError:
-        pass  # killed before the first one
     if saved_steps:
         told = f"resumed at {saved_steps:,} steps, exactly where it stopped"
         wait_for(lambda: told in (run_dir / "log.txt").read_text(), process)
@@ -175,7 +174,7 @@ def test_a_signal_ends_the_run_at_the_update_boundary_with_a_checkpoint(number, 
 
 
 def test_a_boundary_too_far_away_is_not_waited_for(start, run_dir):
-    """The rollouts in hand are dropped, the last boundary is saved, and the next process is told that episodes were cut."""
+    """The rollouts in hand are dropped, the last boundary is saved, and the next process hears of the episodes cut."""
     process = start(run_dir, step_s=1.0, grace_s=0.5)  # sixteen seconds a rollout
     wait_for(lambda: (run_dir / "status.json").exists(), process)
     time.sleep(1.5)

@@ -259,7 +259,7 @@ def test_workers_share_no_descriptor_of_each_others_pipes(run_dir):
     with opened(Clock, run_dir, **{"collect.backend": "processes", "collect.workers": 3}) as run:
         sockets = []
         for pid in run.source.pool.pids():
-            links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+            links = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
             sockets.append({link for link in links if link.startswith("socket:")})
         assert all(sockets)
         for i, mine in enumerate(sockets):

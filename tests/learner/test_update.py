@@ -94,7 +94,7 @@ def test_invalid_rows_change_nothing_whatever_they_hold():
 
 @pytest.mark.parametrize("is_done", [True, False])
 def test_an_invalid_row_in_the_middle_does_not_flow_into_the_advantage_before_it(is_done):
-    """A bad value's transition is no experience: neither its reward nor what follows it may count for its predecessor."""
+    """A bad value's transition is no experience: neither its reward nor what follows may count before it."""
     advantages = []
     for reward in (0.0, 1e4):
         learner, batch = make_learner(), make_batch()

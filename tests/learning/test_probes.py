@@ -79,7 +79,7 @@ def test_credit_reaches_an_action_whose_reward_comes_a_step_later(run_dir):
 
 @pytest.mark.parametrize("where", ["observation", "info"])
 def test_masks_are_not_violated_once_in_a_hundred_thousand_steps(where, run_dir):
-    """The environment itself refuses a forbidden action, which would count as a restart; the policy learns meanwhile."""
+    """The environment itself refuses a forbidden action, which would be a restart; the policy learns meanwhile."""
     env = functools.partial(Masked, where)
     result = quick_train(
         env, run_dir, {"ppo.learning_rate": 0.01, "ppo.entropy_coef": 0.01, "ppo.epochs": 1, "metrics.every_s": 10.0},

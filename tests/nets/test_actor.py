@@ -64,8 +64,8 @@ def test_actor_and_policy_agree_after_travelling_as_flat_weights(observation, ac
         for parameter in policy.parameters():  # away from the zeros of the beginning
             parameter += 0.1 * torch.randn_like(parameter)
     seen = draw(spec.observation, 200, seed=1)
-    for key, normalizer in policy.normalizer.items():
-        normalizer.update(torch.from_numpy(seen[spec_key(spec, key)]))
+    for key, normalizer in policy.normalizers():
+        normalizer.update(torch.from_numpy(seen[key]))
     actor = ActorMaker(spec, NETS[net], policy.weights_index(), normalized).make()
     actor.load(policy.flat_weights())
     rows = draw(spec.observation, 32)
@@ -76,10 +76,6 @@ def test_actor_and_policy_agree_after_travelling_as_flat_weights(observation, ac
     assert params.dtype == value.dtype == np.float32
     np.testing.assert_allclose(params, expected_params, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=2e-6)
-
-
-def spec_key(spec: SlotSpec, normalizer_key: str) -> str:
-    return next(key for key in spec.observation if key == normalizer_key)
 
 
 def test_new_weights_replace_the_old_ones_entirely():

@@ -141,6 +141,15 @@ class CheckpointStore:
         """Every checkpoint that has a manifest, oldest first."""
         return find_checkpoints(self.directory)
 
+    def set_aside_after(self, env_steps: int) -> list[Path]:
+        """Hide checkpoints of later steps, which resuming from here undoes; they would pass for the newest."""
+        undone = [checkpoint.path for checkpoint in self.all() if checkpoint.env_steps > env_steps]
+        for path in undone:
+            hidden = path.with_name(f".{path.name}.undone")
+            shutil.rmtree(hidden, ignore_errors=True)
+            path.rename(hidden)
+        return undone
+
     def retire(self) -> list[Path]:
         """Delete what the retention rules do not keep and return it."""
         checkpoints, config = self.all(), self.config

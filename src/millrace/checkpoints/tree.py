@@ -15,6 +15,8 @@ ARRAY_KEY = "__array__"
 def flatten(tree: Any, arrays: dict[str, Array], path: str = "") -> Any:
     """The JSON part of a tree; its arrays are added to `arrays` under their paths."""
     if isinstance(tree, np.ndarray):
+        while path in arrays:  # keys may hold the separator themselves
+            path += "'"
         arrays[path] = np.ascontiguousarray(tree)
         # safetensors has no scalars of rank 0 in NumPy form, so the shape is kept here.
         return {ARRAY_KEY: path, "shape": list(tree.shape)}

@@ -119,7 +119,7 @@ class _RandomPlay:
         self.env.step(actions, self.row)
         self._return += self.row.reward
         self._steps += self.row.valid
-        for slot, numbers in self.env.pop_figures():
+        for slot, _, numbers in self.env.pop_figures():
             self.returns.append(float(self._return[slot]))
             self.lengths.append(int(self._steps[slot]))
             self.figures |= numbers.keys()

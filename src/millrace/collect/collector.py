@@ -63,7 +63,6 @@ class Collector:
         self.start()
         rows = self._rows.get(id(rollout)) or self._rows.setdefault(id(rollout), EnvRows(rollout, self._layout))
         times = CollectorTimes()
-        seeds = self.env.episode_seeds().copy()
         bad_before = self.env.bad_values
         _copy_observation(self._current, rows.rows[0])
         if rollout.bootstrap_value is not None:
@@ -77,7 +76,7 @@ class Collector:
             if self.env.final is not None:
                 self._bootstrap(rollout, t)
         self._finish(rollout, rows, version)
-        episodes = self._episodes(rollout, seeds)
+        episodes = self._episodes(rollout)
         times.other_s = perf_counter() - begin - times.step_s - times.inference_s
         return Collected(version, episodes, times, self.env.bad_values - bad_before)
 
@@ -110,7 +109,7 @@ class Collector:
             rollout.action_mask[:] = np.packbits(rows.mask, axis=-1, bitorder="little")
         _copy_observation(last, self._current)
 
-    def _episodes(self, rollout: Rollout, seeds: Array) -> tuple[EpisodeRecord, ...]:
+    def _episodes(self, rollout: Rollout) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended in this rollout, in order; whole columns at once."""
         done = rollout.terminated | rollout.truncated
         # float64, so that an episode of a million steps still adds up.
@@ -118,18 +117,16 @@ class Collector:
         steps = np.cumsum(rollout.valid, axis=0) + self._episode_steps
         records, figures = [], self.env.pop_figures()
         return_before, steps_before = np.zeros(self.env.num_slots), np.zeros(self.env.num_slots, np.int64)
-        current_seeds = self.env.episode_seeds()
-        for (t, slot), (_, numbers) in zip(np.argwhere(done), figures, strict=True):
+        for (t, slot), (_, seed, numbers) in zip(np.argwhere(done), figures, strict=True):
             records.append(
                 EpisodeRecord(
                     float(returns[t, slot] - return_before[slot]),
                     int(steps[t, slot] - steps_before[slot]),
-                    int(seeds[slot]),
+                    seed,
                     numbers,
                 )
             )
             return_before[slot], steps_before[slot] = returns[t, slot], steps[t, slot]
-            seeds[slot] = current_seeds[slot]
         self._episode_return, self._episode_steps = returns[-1] - return_before, steps[-1] - steps_before
         return tuple(records)
 

@@ -112,12 +112,8 @@ class Workplace:
     """A collector with the shared memory that it writes to: the whole of a worker but its messages."""
 
     def __init__(self, setup: WorkerSetup, env_maker: EnvMaker, actor_maker: ActorMaker) -> None:
-        env = env_maker.make(setup.layout.num_slots, setup.stream_seed)
-        if env.spec != setup.layout.spec:
-            env.close()
-            raise EnvError(f"worker {setup.worker}: its environment has other spaces than the first one made")
-        rng = np.random.Generator(np.random.Philox(setup.stream_seed))
-        self.collector = Collector(env, actor_maker.make(), setup.layout, rng)
+        self._setup, self._env_maker, self._actor_maker = setup, env_maker, actor_maker
+        self.collector = self._make_collector(setup.stream_seed)
         self.slab = Slab(setup.layout, setup.num_rollouts, setup.blocks.rollouts)
         self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size)
         self.progress = progress_words(setup.blocks.progress, setup.num_workers)[setup.worker]
@@ -125,6 +121,21 @@ class Workplace:
         self._log_begun = False
         self._weights = np.empty(setup.weights_size, np.float32)
         self._version = -1
+
+    def _make_collector(self, stream_seed: int) -> Collector:
+        setup = self._setup
+        env = self._env_maker.make(setup.layout.num_slots, stream_seed)
+        if env.spec != setup.layout.spec:
+            env.close()
+            raise EnvError(f"worker {setup.worker}: its environment has other spaces than the first one made")
+        rng = np.random.Generator(np.random.Philox(stream_seed))
+        return Collector(env, self._actor_maker.make(), setup.layout, rng)
+
+    def begin_anew(self, stream_seed: int) -> None:
+        """Other episodes in place of the present ones."""
+        self.collector.close()
+        self.collector = self._make_collector(stream_seed)
+        self._version, self._log_begun = -1, False
 
     def collect(self, place: int) -> Collected:
         """One rollout with the newest weights into the given place."""
@@ -144,14 +155,21 @@ class Workplace:
         self.progress[1] = 0
         return collected
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a saved collector."""
+    def load_state(self, state: dict[str, Any], stream_seed: int) -> None:
+        """Continue from a saved collector, whose worker had this seed."""
+        if stream_seed != self._setup.stream_seed:  # it had been restarted
+            self.begin_anew(stream_seed)
         self.collector.load_state(state)
         if self.log is not None:
             # Environments that count begun episodes name them from 0; the others have no seeds to tell.
             episodes = np.asarray(state["env"].get("episodes", 1)) - 1
             self.log.clear(self.collector.env.episode_seeds(), episodes, cut=True)
             self._log_begun = True
+
+
+def with_generation(state: dict[str, Any] | None, generation: int) -> dict[str, Any] | None:
+    """A collector's state with what its worker's seed follows from."""
+    return None if state is None else {**state, "generation": generation}
 
 
 def progress_words(block: SharedBlock, num_workers: int) -> np.ndarray[Any, np.dtype[np.int64]]:

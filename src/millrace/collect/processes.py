@@ -16,7 +16,7 @@ import cloudpickle
 
 from millrace import system
 from millrace.buffer.slab import Slab
-from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words
+from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words, with_generation
 from millrace.collect.supervision import Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
@@ -204,14 +204,23 @@ class ProcessPool:
 
     def save_states(self) -> list[dict[str, Any] | None]:
         timeout_s = self.setup.config.step_timeout_s
-        return [self._ask(w, ("save",), timeout_s) if w.state == "up" else None for w in self._workers]
+        states = [self._ask(w, ("save",), timeout_s) if w.state == "up" else None for w in self._workers]
+        return [with_generation(state, w.generation) for state, w in zip(states, self._workers, strict=True)]
 
     def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
         problems = []
         for worker, state in zip(self._workers, states, strict=True):
-            if state is None or worker.state != "up":
+            if state is None:
                 continue
-            problem = self._ask(worker, ("load", state), self.setup.config.start_timeout_s)
+            # A restart from here on is a later generation than any before.
+            worker.generation = state["generation"]
+            if worker.state != "up":
+                problems.append(f"worker {worker.index}: it has not started")
+                continue
+            seeds = [self.setup.stream_seed(worker.index, worker.generation + i) for i in (0, 1)]
+            problem = self._ask(worker, ("load", state, *seeds), self.setup.config.start_timeout_s)
+            if problem:
+                worker.generation += 1
             if problem != "":
                 problems.append(f"worker {worker.index}: {problem or 'it was lost while loading'}")
         return problems

@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 from millrace.buffer.slab import Slab
-from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words
+from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words, with_generation
 from millrace.collect.supervision import Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.errors import EnvError
@@ -86,18 +86,22 @@ class SerialPool:
         self._due_s[worker] = time.monotonic() + setup.policy.record(fault, time.monotonic())
 
     def save_states(self) -> list[dict[str, Any] | None]:
-        return [None if workplace is None else workplace.collector.save_state() for workplace in self._workplaces]
+        states = [None if workplace is None else workplace.collector.save_state() for workplace in self._workplaces]
+        return [with_generation(*pair) for pair in zip(states, self._generations, strict=True)]
 
     def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
         problems = []
         for worker, state in enumerate(states):
             workplace = self._workplaces[worker]
+            if state is None or workplace is None:
+                continue
+            self._generations[worker] = state["generation"]
             try:
-                if state is not None and workplace is not None:
-                    workplace.load_state(state)
+                workplace.load_state(state, self.setup.stream_seed(worker, state["generation"]))
             except Exception as error:
                 problems.append(f"worker {worker}: {error}")
-                self._build(worker)
+                self._generations[worker] += 1
+                workplace.begin_anew(self.setup.stream_seed(worker, self._generations[worker]))
         return problems
 
     def memory_bytes(self) -> list[int]:

@@ -44,6 +44,7 @@ class RolloutSource:
 
     def __post_init__(self) -> None:
         self._queue = RolloutQueue(self.pool.setup.layout, self.config.workers)
+        self._restarts_seen = 0  # of this process; the counts go on over resumes
         self._granted: list[tuple[int, int, int]] = []  # worker, place, version at the grant
 
     @property
@@ -127,7 +128,7 @@ class RolloutSource:
             i for i, (w, place, _) in enumerate(self._granted) if (w, place) == (outcome.worker, outcome.place)
         )
         _, place, version = self._granted.pop(index)
-        self.counts.restarts = self.pool.setup.policy.restarts
+        self._count_restarts()
         if outcome.collected is not None:
             self._insert(outcome.worker, place, outcome.collected)
             return
@@ -139,6 +140,11 @@ class RolloutSource:
         self.pool.slab.rollouts[place].invalidate()
         self.counts.missing_rollouts += 1
         self._queue.insert(Item(outcome.worker, version, place))
+
+    def _count_restarts(self) -> None:
+        restarts = self.pool.setup.policy.restarts
+        self.counts.restarts += restarts - self._restarts_seen
+        self._restarts_seen = restarts
 
     def _insert(self, worker: int, place: int, collected: Collected) -> None:
         self.counts.bad_values += collected.bad_values

@@ -1,6 +1,6 @@
 """The life of a worker process: build, then collect what is granted until told to stop.
 
-Messages from the parent: ("collect", place), ("save",), ("load", state), ("close",).
+Messages from the parent: ("collect", place), ("save",), ("load", state, seed, spare seed), ("close",).
 Messages to the parent: ("ready", exactness), ("finished", place, Collected), ("state", state), ("loaded", problem),
 ("failed", message, traceback).
 """
@@ -55,16 +55,18 @@ def _serve(workplace: Workplace, connection: Connection) -> None:
                 idle_since = time.perf_counter()
             case ("save",):
                 connection.send(("state", workplace.collector.save_state()))
-            case ("load", state):
-                connection.send(("loaded", _load(workplace, state)))
+            case ("load", state, stream_seed, spare_seed):
+                connection.send(("loaded", _load(workplace, state, stream_seed, spare_seed)))
             case _:
                 return
 
 
-def _load(workplace: Workplace, state: dict[str, Any]) -> str:
+def _load(workplace: Workplace, state: dict[str, Any], stream_seed: int, spare_seed: int) -> str:
+    """What was wrong with the state, if anything; new episodes then begin, from the spare seed."""
     try:
-        workplace.load_state(state)
+        workplace.load_state(state, stream_seed)
     except Exception as error:
+        workplace.begin_anew(spare_seed)
         return f"{type(error).__name__}: {error}"
     return ""
 

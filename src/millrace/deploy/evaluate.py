@@ -137,11 +137,9 @@ def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecor
         row = rows[1]
         returns += row.reward
         steps += row.valid
-        for slot, figures in env.pop_figures():
+        for slot, seed, figures in env.pop_figures():
             index = slot + int(played[slot]) * env.num_slots
             if index < episodes:
-                # Read before the next step begins a new episode in the slot.
-                seed = int(env.episode_seeds()[slot])
                 records[index] = EpisodeRecord(float(returns[slot]), int(steps[slot]), seed, figures)
             played[slot] += 1
             returns[slot], steps[slot] = 0.0, 0

@@ -31,7 +31,7 @@ class GameSlots:
         self._episodes = np.zeros(self.num_slots, np.int64)
         self._seeds = np.full(self.num_slots, -1, np.int64)
         self._mask = np.zeros((self.num_slots, self.spec.num_mask_bits), np.uint8)
-        self._figures: list[tuple[int, dict[str, float]]] = []
+        self._figures: list[tuple[int, int, dict[str, float]]] = []
 
     def reset(self, row: EnvRow) -> None:
         self._begin(np.ones(self.num_slots, bool))
@@ -54,14 +54,14 @@ class GameSlots:
         self._observe(row)
         self._done = np.logical_or(row.terminated, row.truncated)
         for slot in np.flatnonzero(self._done):
-            self._figures.append((int(slot), self.game.episode_figures(int(slot))))
+            self._figures.append((int(slot), int(self._seeds[slot]), self.game.episode_figures(int(slot))))
 
     def _observe(self, row: EnvRow) -> None:
         self.game.observe({**row.observation, MASK_KEY: self._mask} if self.spec.has_action_mask else row.observation)
         if row.action_mask is not None:
             row.action_mask[...] = self._mask
 
-    def pop_figures(self) -> list[tuple[int, dict[str, float]]]:
+    def pop_figures(self) -> list[tuple[int, int, dict[str, float]]]:
         figures, self._figures = self._figures, []
         return figures
 

@@ -45,7 +45,7 @@ class GymSlots:
         self._done = np.zeros(num_slots, bool)
         self._episodes = np.zeros(num_slots, np.int64)
         self._seeds = np.full(num_slots, -1, np.int64)
-        self._figures: list[tuple[int, dict[str, float]]] = []
+        self._figures: list[tuple[int, int, dict[str, float]]] = []
         self._keeps_state = snapshot.save(env) is not None
         self._actions: list[list[Array]] = [[] for _ in range(num_slots)]
         self.exactness = "state" if self._keeps_state else "replay"
@@ -86,7 +86,7 @@ class GymSlots:
             self._count_bad(slot, problem, row)
         self._done[slot] = row.terminated[slot] or row.truncated[slot]
         if self._done[slot]:
-            self._figures.append((slot, plain_numbers(info)))
+            self._figures.append((slot, int(self._seeds[slot]), plain_numbers(info)))
 
     def _count_bad(self, slot: int, problem: str, row: EnvRow) -> None:
         """The transition counts for nothing and its episode ends, or the run does."""
@@ -125,7 +125,7 @@ class GymSlots:
         row.action_mask[slot] = np.asarray(mask, bool).ravel()
         return ""
 
-    def pop_figures(self) -> list[tuple[int, dict[str, float]]]:
+    def pop_figures(self) -> list[tuple[int, int, dict[str, float]]]:
         figures, self._figures = self._figures, []
         return figures
 

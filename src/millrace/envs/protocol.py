@@ -62,8 +62,8 @@ class SlotEnv(Protocol):
     def step(self, action: Array, row: EnvRow) -> None:
         """Advance every slot by `action` [B, A]; the arrays of `row` are overwritten completely."""
 
-    def pop_figures(self) -> list[tuple[int, dict[str, float]]]:
-        """(slot, the game's own numbers) of the episodes that ended since the last call, in order."""
+    def pop_figures(self) -> list[tuple[int, int, dict[str, float]]]:
+        """(slot, seed, the game's own numbers) of the episodes that ended since the last call, in order."""
 
     def episode_seeds(self) -> Array:
         """[B] int64 seeds of the episodes in progress; -1 where the environment draws its own."""

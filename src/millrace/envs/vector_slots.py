@@ -42,7 +42,7 @@ class VectorSlots:
         self._convert = batch_action_converter(env.single_action_space)
         self._done = np.zeros(self.num_slots, bool)
         self._seeds = np.full(self.num_slots, -1, np.int64)
-        self._figures: list[tuple[int, dict[str, float]]] = []
+        self._figures: list[tuple[int, int, dict[str, float]]] = []
         keeps_state = snapshot.save(env) is not None
         self.exactness = "state" if keeps_state else "a vector environment that cannot save its state"
 
@@ -70,7 +70,7 @@ class VectorSlots:
         slots = np.flatnonzero(done)
         final_info = info.get("final_info", info)
         for slot in slots:
-            self._figures.append((int(slot), _figures_of(final_info, slot)))
+            self._figures.append((int(slot), int(self._seeds[slot]), _figures_of(final_info, slot)))
         if not self.same_step_reset:
             return
         if self._mode == AutoresetMode.DISABLED:
@@ -117,7 +117,7 @@ class VectorSlots:
         self.bad_values += int(bad.sum())
         row.valid[bad] = False
 
-    def pop_figures(self) -> list[tuple[int, dict[str, float]]]:
+    def pop_figures(self) -> list[tuple[int, int, dict[str, float]]]:
         figures, self._figures = self._figures, []
         return figures
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from millrace.config import NetConfig
-from millrace.nets.inputs import dense_keys, image_keys, normalized_keys
+from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys
 from millrace.types import Array, SlotSpec
 
 WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]  # name and shape of each part of the flat weights, in order
@@ -72,7 +72,7 @@ class NumpyActor:
             size = int(np.prod(shape, dtype=np.int64))
             part = weights[first : first + size].reshape(shape)
             # Transposed once here instead of at every step.
-            self._parts[name] = np.ascontiguousarray(part.T if name.endswith("weight") else part)
+            self._parts[name] = np.array(part.T if name.endswith("weight") else part, order="C")
             first += size
         self._log_std = self._parts.get("log_std")
 
@@ -105,7 +105,8 @@ class NumpyActor:
             return np.eye(spec.num_classes, dtype=np.float32)[array].reshape(len(array), -1)
         flat = array.reshape(len(array), -1).astype(np.float32, copy=False)
         if key in self._normalized:
-            offset, factor = self._parts[f"normalizer.{key}.offset"], self._parts[f"normalizer.{key}.factor"]
+            name = f"normalizer.{module_name(key)}"
+            offset, factor = self._parts[f"{name}.offset"], self._parts[f"{name}.factor"]
             return np.clip((flat - offset.ravel()) * factor.ravel(), -OBSERVATION_CLIP, OBSERVATION_CLIP)
         return flat * np.float32(spec.scale) if spec.scale != 1.0 else flat
 

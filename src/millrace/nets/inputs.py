@@ -22,6 +22,11 @@ def dense_keys(spec: SlotSpec, net: NetConfig) -> list[str]:
     return [key for key in spec.observation if key not in images]
 
 
+def module_name(key: str) -> str:
+    """An observation's key, which may be any text, as the name of a torch module: never one of torch's own names."""
+    return f"[{key.replace('.', '%2E')}]"
+
+
 def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
     """Observations that running statistics normalise: floating-point ones, where that is switched on."""
     return [key for key, array in spec.observation.items() if enabled and array.dtype.startswith("float")]

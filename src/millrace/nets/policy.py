@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.errors import ConfigError
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
-from millrace.nets.inputs import dense_keys, image_keys, normalized_keys
+from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys
 from millrace.types import ActionSpec, Array, SlotSpec
 
 
@@ -40,7 +40,7 @@ class Policy(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = network if network is not None else build_network(spec, net)
-        self.normalizer = nn.ModuleDict(
+        self.normalizer = ByKey(
             {key: Normalizer(spec.observation[key].shape) for key in normalized_keys(spec, normalize_observation)}
         )
         if spec.action.num_box:
@@ -92,6 +92,25 @@ class Policy(nn.Module):
         for _, tensor in self.travelling():
             tensor.copy_(source[first : first + tensor.numel()].view_as(tensor))
             first += tensor.numel()
+
+
+class ByKey(nn.Module):
+    """Modules by observation key; `nn.ModuleDict` refuses keys with dots, and `items` and other names of its own."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self._keys = tuple(modules)
+        for key, module in modules.items():
+            self.add_module(module_name(key), module)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return self.get_submodule(module_name(key))
+
+    def items(self) -> list[tuple[str, nn.Module]]:
+        return [(key, self[key]) for key in self._keys]
 
 
 class Normalizer(nn.Module):
@@ -200,7 +219,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
         super().__init__()
         self.image_keys, self.dense_keys = image_keys(spec, net), dense_keys(spec, net)
-        self.encoders = nn.ModuleDict({key: _convolutions(spec.observation[key].shape) for key in self.image_keys})
+        self.encoders = ByKey({key: _convolutions(spec.observation[key].shape) for key in self.image_keys})
         width = sum(_num_features(self.encoders[key], spec.observation[key].shape) for key in self.image_keys)
         num_dense = sum(spec.observation[key].num_inputs for key in self.dense_keys)
         self.dense = orthogonal(nn.Linear(num_dense, 64), math.sqrt(2)) if num_dense else None
