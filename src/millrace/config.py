@@ -31,6 +31,7 @@ SHORT_NAMES = {
     "envs_per_worker": "collect.envs_per_worker",
     "rollout_steps": "collect.rollout_steps",
     "max_policy_lag": "collect.max_policy_lag",
+    "worker_nice": "collect.worker_nice",
     "max_episode_steps": "env.max_episode_steps",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
@@ -84,6 +85,8 @@ class CollectConfig:
     """The window over which restarts are counted."""
     restart_backoff_s: float = 0.5
     """Pause before the first restart of a worker; doubles with each failure in the window, up to 30 s."""
+    worker_nice: int = 0
+    """Added to the workers' niceness (0..19), so that they give way to other programs; 0 = as this process."""
     action_log_steps: int = 20_000
     """Actions kept per slot so that a crash can be replayed; 0 turns the log off."""
 
@@ -92,6 +95,7 @@ class CollectConfig:
         require(self.envs_per_worker >= 0, f"collect.envs_per_worker={self.envs_per_worker} must be 0 (auto) or more")
         require(self.rollout_steps >= 0, f"collect.rollout_steps={self.rollout_steps} must be 0 (auto) or more")
         require(self.max_policy_lag >= -1, f"collect.max_policy_lag={self.max_policy_lag} must be -1 (auto) or more")
+        require(0 <= self.worker_nice <= 19, f"collect.worker_nice={self.worker_nice} must lie in 0..19")
         require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")
         require(self.start_timeout_s > 0, f"collect.start_timeout_s={self.start_timeout_s} must be above 0")
 
@@ -121,12 +125,16 @@ class PPOConfig:
 
     learning_rate: float = 1e-3
     """Adam's step size at the start."""
-    learning_rate_schedule: Literal["linear", "constant"] = "linear"
-    """Linear falls to 0 at `run.total_env_steps`."""
+    learning_rate_schedule: Literal["linear", "constant", "kl"] = "linear"
+    """`linear` falls to 0 at `total_env_steps`; `kl` keeps the KL of an update near `ppo.desired_kl`."""
+    desired_kl: float = 0.01
+    """What the `kl` schedule aims at: above twice this the rate falls by 1.5, below half of it it rises."""
     epochs: int = 4
     """Passes over each batch."""
     minibatch_size: int = 0
-    """Rows per gradient step; 0 = auto. Must divide the batch."""
+    """Rows per gradient step; 0 = auto, a quarter of the batch. Must divide the batch."""
+    minibatches: int = 0
+    """Gradient steps per epoch, instead of `minibatch_size`; 0 = as the size says."""
     gamma: float = 0.99
     """Discount per step."""
     gae_lambda: float = 0.95
@@ -134,7 +142,9 @@ class PPOConfig:
     clip: float = 0.2
     """Range of the policy ratio."""
     clip_schedule: Literal["linear", "constant"] = "constant"
-    """Linear falls to 0 at `run.total_env_steps`."""
+    """Linear falls to 0 at `total_env_steps`."""
+    dual_clip: float = 0.0
+    """Lower bound of the objective where the advantage is negative, in advantages (Ye 2020: 3); 0 = none."""
     value_clip: float = 0.0
     """Range of the value change per update, in units of the value; 0 = no clipping."""
     value_coef: float = 0.5
@@ -151,6 +161,12 @@ class PPOConfig:
     """Subtract running mean and divide by running deviation (floating-point observations only)."""
     normalize_reward: bool = False
     """Divide rewards by the running deviation of the discounted return."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this, after any normalisation."""
+    reward_clip: float = 0.0
+    """Rewards are clipped to plus and minus this, last of all; 0 = not."""
+    recompute_advantage: bool = False
+    """Compute values and advantages anew before each epoch after the first (Andrychowicz 2020)."""
     target_kl: float = 0.0
     """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
     threads: int = 0
@@ -163,6 +179,13 @@ class PPOConfig:
         require(0 <= self.gamma <= 1, f"ppo.gamma={self.gamma} must lie in 0..1")
         require(0 <= self.gae_lambda <= 1, f"ppo.gae_lambda={self.gae_lambda} must lie in 0..1")
         require(self.clip > 0, f"ppo.clip={self.clip} must be above 0")
+        require(
+            not (self.minibatch_size and self.minibatches),
+            f"give ppo.minibatch_size={self.minibatch_size} or ppo.minibatches={self.minibatches}, not both",
+        )
+        require(self.desired_kl > 0, f"ppo.desired_kl={self.desired_kl} must be above 0")
+        require(self.dual_clip == 0 or self.dual_clip > 1, f"ppo.dual_clip={self.dual_clip} must be 0 (off) or above 1")
+        require(self.reward_clip >= 0, f"ppo.reward_clip={self.reward_clip} must be 0 (off) or more")
         require(self.value_clip >= 0, f"ppo.value_clip={self.value_clip} must be 0 or more")
         require(self.max_grad_norm > 0, f"ppo.max_grad_norm={self.max_grad_norm} must be above 0")
 

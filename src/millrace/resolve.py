@@ -97,8 +97,11 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))
     # A quarter of the batch, as most recipes of the literature have it.
-    minibatch = ppo.minibatch_size or max(size for size in range(1, max(batch // 4, 1) + 1) if batch % size == 0)
-    return replace(ppo, threads=threads, minibatch_size=minibatch)
+    wanted = max(1, batch // (ppo.minibatches or 4))
+    minibatch = ppo.minibatch_size or max(size for size in range(1, wanted + 1) if batch % size == 0)
+    if ppo.minibatches and batch % ppo.minibatches:
+        raise ConfigError(f"ppo.minibatches={ppo.minibatches} does not divide the batch of {batch} rows; try 4")
+    return replace(ppo, threads=threads, minibatch_size=minibatch, minibatches=0)
 
 
 def _device(config: Config, probe: Probe) -> str:

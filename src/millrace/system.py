@@ -116,6 +116,12 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def lower_priority(nice: int) -> None:
+    """Give way to other programs, where the system knows niceness."""
+    if nice and hasattr(os, "nice"):
+        os.nice(nice)
+
+
 def kill(pid: int) -> None:
     """End a process at once; one that is gone already is fine."""
     with contextlib.suppress(ProcessLookupError):

@@ -68,7 +68,10 @@ def make_rows(spec: SlotSpec, seed: int = 0) -> Rows:
 @pytest.mark.parametrize("net", [NetConfig((16, 8)), NetConfig((16,), "relu", shared=True)], ids=["apart", "shared"])
 @pytest.mark.parametrize(
     "config",
-    [PPOConfig(threads=1), PPOConfig(threads=1, value_clip=0.3, entropy_coef=0.05, normalize_advantage=False)],
+    [
+        PPOConfig(threads=1),
+        PPOConfig(threads=1, value_clip=0.3, entropy_coef=0.05, normalize_advantage=False, dual_clip=1.5),
+    ],
     ids=["plain", "all terms"],
 )
 def test_hand_written_gradients_equal_autograd(

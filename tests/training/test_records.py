@@ -8,14 +8,14 @@ import os
 import signal
 from pathlib import Path
 
-import millrace
 import numpy as np
 import pytest
-from helpers import differences, learned, log_of, opened, quick_train, rows_of
-from toys import Clock, Faulty, OneStep, PileRounds, Treacherous, tokens
 
+import millrace
+from helpers import differences, learned, log_of, opened, quick_train, rows_of
 from millrace.rundir import RunDirectory
 from millrace.types import EpisodeRecord
+from toys import Clock, Faulty, OneStep, PileRounds, Treacherous, tokens
 
 
 def replayed(record: EpisodeRecord) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def test_resuming_an_older_checkpoint_leaves_no_newer_one_of_the_undone_future(r
 def test_a_crisis_in_one_worker_still_leaves_a_checkpoint_while_others_are_busy(tmp_path: Path):
     """The failing worker must not be revived, and fail once more, while the last checkpoint is being made."""
     env = functools.partial(Faulty, "raises", tokens(tmp_path / "tokens", 10_000), step_s=0.02)
-    with pytest.raises(millrace.MillraceError, match="more than collect.max_restarts=3"):
+    with pytest.raises(millrace.MillraceError, match=r"more than collect\.max_restarts=3"):
         quick_train(
             env,
             tmp_path / "run",

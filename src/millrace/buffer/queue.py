@@ -43,6 +43,15 @@ class Batch:
     def lag(self) -> int:
         return max(self.version - item.version for item in self.items)
 
+    def lags(self) -> dict[str, float]:
+        """Largest, mean and smallest lag over the rows that count."""
+        lag = self.version - self.rollout.policy_version[self.rollout.valid]
+        return {
+            "policy_lag": float(lag.max()),
+            "policy_lag_mean": float(lag.mean()),
+            "policy_lag_min": float(lag.min()),
+        }
+
     @property
     def episodes(self) -> list[EpisodeRecord]:
         return [episode for item in self.items for episode in item.episodes]

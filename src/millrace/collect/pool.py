@@ -73,6 +73,7 @@ class PoolSetup:
             num_workers=self.config.workers,
             weights_size=self.weights_size,
             action_log_steps=self.config.action_log_steps,
+            nice=self.config.worker_nice,
             blocks=blocks,
         )
 
@@ -105,6 +106,7 @@ class WorkerSetup:
     num_workers: int
     weights_size: int
     action_log_steps: int
+    nice: int
     blocks: Blocks
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import cloudpickle
 
+from millrace import system
 from millrace.collect.pool import WorkerSetup, Workplace
 
 ORPHAN_CHECK_S = 2.0
@@ -31,6 +32,7 @@ def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> No
     # Ctrl-C reaches the whole group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _exit_with_parent(os.getppid())
+    system.lower_priority(setup.nice)
     try:
         workplace = Workplace(setup, *cloudpickle.loads(makers))
         connection.send(("ready", workplace.collector.env.exactness))

@@ -69,7 +69,9 @@ class DenseGradients:
 
         heads = _Heads(self._action, outputs, rows, self._log_std)
         log_ratio = heads.log_prob - rows["log_prob"]
-        policy_loss, by_log_prob = _policy_loss(log_ratio, self._advantage(rows, weight), weight, clip)
+        policy_loss, by_log_prob = _policy_loss(
+            log_ratio, self._advantage(rows, weight), weight, clip, config.dual_clip
+        )
         value_loss, by_value = _value_loss(value, rows, weight, config.value_clip)
         entropy = float(weight @ heads.entropy)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
@@ -100,14 +102,21 @@ class DenseGradients:
         return centred / np.float32(np.sqrt(weight @ (centred * centred)) + EPS)
 
 
-def _policy_loss(log_ratio: Array, advantage: Array, weight: Array, clip: float) -> tuple[float, Array]:
+def _policy_loss(
+    log_ratio: Array, advantage: Array, weight: Array, clip: float, dual_clip: float
+) -> tuple[float, Array]:
     """The clipped objective and its derivative by the log-probability [N]."""
     ratio = np.exp(log_ratio)
     unclipped = ratio * advantage
     clipped = np.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage
-    loss = -float(weight @ np.minimum(unclipped, clipped))
+    surrogate = np.minimum(unclipped, clipped)
     # Where the clipped branch is the smaller one the ratio no longer matters.
-    return loss, np.where(unclipped <= clipped, -weight * unclipped, np.float32(0.0))
+    matters = unclipped <= clipped
+    if dual_clip:
+        bound = np.where(advantage < 0, np.float32(dual_clip) * advantage, np.float32(-np.inf))
+        matters &= surrogate >= bound
+        surrogate = np.maximum(surrogate, bound)
+    return -float(weight @ surrogate), np.where(matters, -weight * unclipped, np.float32(0.0))
 
 
 def _value_loss(value: Array, rows: dict[str, Array], weight: Array, clip: float) -> tuple[float, Array]:

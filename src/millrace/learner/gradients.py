@@ -61,7 +61,7 @@ class AutogradGradients:
         advantage = rows.advantage
         if config.normalize_advantage:
             advantage = losses.normalize_advantages(advantage, rows.weight)
-        policy_loss = losses.clipped_policy_loss(log_ratio, advantage, rows.weight, clip)
+        policy_loss = losses.clipped_policy_loss(log_ratio, advantage, rows.weight, clip, config.dual_clip)
         value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, config.value_clip)
         mean_entropy = losses.weighted_mean(entropy, rows.weight)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy

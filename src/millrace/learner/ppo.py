@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from millrace.buffer.queue import Batch
 from millrace.config import PPOConfig
@@ -16,9 +15,10 @@ from millrace.learner.flat import Adam, FlatParameters
 from millrace.learner.gradients import make_gradients
 from millrace.learner.rewards import RewardScaler
 from millrace.learner.rows import Rows
+from millrace.learner.schedules import Schedules
+from millrace.learner.targets import Targets
 from millrace.nets.policy import Policy
 from millrace.ops import losses
-from millrace.ops.gae import generalized_advantages
 from millrace.types import Array, Rollout
 
 
@@ -36,13 +36,13 @@ class Learner:
         self.updates = 0
         self.skipped_steps = 0
         self.busy_s = 0.0
-        self._total_env_steps = total_env_steps
-        self._device = next(policy.parameters()).device
+        self._schedules = Schedules(config, total_env_steps)
         self._parameters = FlatParameters(policy.parameters())
         self._optimizer = Adam(self._parameters, config.adam_eps)
         self._gradients = make_gradients(policy, self._parameters, config)
         self._generator = torch.Generator().manual_seed(seed)
         self._reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
+        self._targets = Targets(policy, config, self._reward_scaler)
 
     def weights(self) -> Array:
         """Parameters and normalisers as one flat float32 vector."""
@@ -55,74 +55,26 @@ class Learner:
             env_steps: before this batch; schedules go by it.
         """
         begin = perf_counter()
-        progress = min(1.0, env_steps / self._total_env_steps)
-        learning_rate, clip = self._schedules(progress)
-        rows = self._rows(batch)
+        learning_rate, clip = self._schedules.at(env_steps)
         skipped_before = self.skipped_steps
-        stats = self._epochs(rows, learning_rate, clip)
+        stats = self._epochs(batch.rollout, learning_rate, clip)
         if self.skipped_steps == skipped_before:  # else something in the batch is not finite
             self._observe(batch)
+            self._schedules.observe_kl(stats["kl"])
         self.updates += 1
         self.busy_s += perf_counter() - begin
-        return {**stats, "learning_rate": learning_rate, "clip": clip, "policy_lag": float(batch.lag)}
+        return {**stats, "learning_rate": learning_rate, "clip": clip, **batch.lags()}
 
-    def _schedules(self, progress: float) -> tuple[float, float]:
-        config = self.config
-        remaining = 1.0 - progress
-        learning_rate = config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0)
-        clip = config.clip * (remaining if config.clip_schedule == "linear" else 1.0)
-        return learning_rate, max(clip, 1e-6)
-
-    def _rows(self, batch: Batch) -> Rows:
-        rollout = batch.rollout
-        reward = rollout.reward if self._reward_scaler is None else self._reward_scaler.scale(rollout.reward)
-        value = self._tensor(rollout.value)
-        terminated = self._tensor(rollout.terminated)
-        valid = self._tensor(rollout.valid)
-        cut = terminated | self._tensor(rollout.truncated) | ~valid
-        cut[:-1] |= ~valid[1:]  # an invalid row in mid-episode is bootstrapped from, and nothing of it flows back
-        advantage = generalized_advantages(
-            self._tensor(reward),
-            value[:-1],
-            self._next_value(rollout, value),
-            terminated,
-            cut,
-            self.config.gamma,
-            self.config.gae_lambda,
-        )
-        return Rows(
-            observation={key: self._tensor(array[:-1]).flatten(0, 1) for key, array in rollout.observation.items()},
-            action=self._tensor(rollout.action).flatten(0, 1),
-            log_prob=self._tensor(rollout.log_prob).flatten(),
-            advantage=advantage.flatten(),
-            target=(advantage + value[:-1]).flatten(),
-            value=value[:-1].flatten(),
-            weight=valid.float().flatten(),
-            action_mask=self._mask(rollout),
-        )
-
-    def _next_value(self, rollout: Rollout, value: Tensor) -> Tensor:
-        if rollout.bootstrap_value is None:
-            return value[1:]
-        bootstrap = self._tensor(rollout.bootstrap_value)
-        return torch.where(bootstrap.isnan(), value[1:], bootstrap)
-
-    def _mask(self, rollout: Rollout) -> Tensor | None:
-        if rollout.action_mask is None:
-            return None
-        bits = self.policy.spec.num_mask_bits
-        unpacked = np.unpackbits(rollout.action_mask[:-1], axis=-1, count=bits, bitorder="little")
-        return self._tensor(unpacked.view(bool)).flatten(0, 1)
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
-
-    def _epochs(self, rows: Rows, learning_rate: float, clip: float) -> dict[str, float]:
+    def _epochs(self, rollout: Rollout, learning_rate: float, clip: float) -> dict[str, float]:
         """K passes in random order; the figures are means over the last pass."""
         config, size = self.config, self.config.minibatch_size
+        first_rows = rows = self._targets.rows(rollout)
         self._gradients.prepare(rows)
         stats: list[dict[str, float]] = []
         for epoch in range(config.epochs):
+            if epoch and config.recompute_advantage:
+                rows = self._targets.refreshed(rows, rollout)
+                self._gradients.prepare(rows)
             self._gradients.shuffle(torch.randperm(len(rows), generator=self._generator))
             wants_stats = epoch == config.epochs - 1 or config.target_kl > 0
             stats = []
@@ -131,10 +83,7 @@ class Learner:
                 stats.append({**figures, "grad_norm": self._descend(loss, learning_rate)})
             if config.target_kl and _mean(stats, "kl") > config.target_kl:
                 break
-        return {
-            **{name: _mean(stats, name) for name in stats[0]},
-            "explained_variance": float(losses.explained_variance(rows.value, rows.target, rows.weight)),
-        }
+        return {**{name: _mean(stats, name) for name in stats[0]}, **value_figures(first_rows)}
 
     def _descend(self, loss: float, learning_rate: float) -> float:
         """One optimiser step, unless loss or gradient is not finite: then nothing is touched, and it is counted."""
@@ -149,8 +98,7 @@ class Learner:
         """Add each rollout of the batch to the normalisers, once, after it was learned from."""
         rollout = batch.rollout
         for key, normalizer in self.policy.normalizers():
-            rows = self._tensor(rollout.observation[key][:-1]).flatten(0, 1)
-            normalizer.update(rows[self._tensor(rollout.valid).flatten()])
+            normalizer.update(torch.from_numpy(rollout.observation[key][:-1][rollout.valid]).to(normalizer.mean.device))
         if self._reward_scaler is not None:
             for worker, block in batch.blocks():
                 self._reward_scaler.update(worker, block)
@@ -160,6 +108,7 @@ class Learner:
         return {
             "updates": self.updates,
             "skipped_steps": self.skipped_steps,
+            "kl_rate": self._schedules.kl_rate,
             "generator": self._generator.get_state().numpy(),
             "reward_scaler": None if self._reward_scaler is None else self._reward_scaler.save_state(),
             "adam": self._optimizer.save_state(),
@@ -168,10 +117,23 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue exactly where `save_state` was taken."""
         self.updates, self.skipped_steps = int(state["updates"]), int(state["skipped_steps"])
+        self._schedules.kl_rate = float(state["kl_rate"])
         self._generator.set_state(torch.from_numpy(np.array(state["generator"], np.uint8)))
         if self._reward_scaler is not None and state["reward_scaler"] is not None:
             self._reward_scaler.load_state(state["reward_scaler"])
         self._optimizer.load_state(state["adam"])
+
+
+def value_figures(rows: Rows) -> dict[str, float]:
+    """How values at collection and value targets lie."""
+    target_mean = losses.weighted_mean(rows.target, rows.weight)
+    target_variance = losses.weighted_mean((rows.target - target_mean) ** 2, rows.weight)
+    return {
+        "value_mean": float(losses.weighted_mean(rows.value, rows.weight)),
+        "target_mean": float(target_mean),
+        "target_deviation": float(target_variance.sqrt()),
+        "explained_variance": float(losses.explained_variance(rows.value, rows.target, rows.weight)),
+    }
 
 
 def _mean(stats: list[dict[str, float]], name: str) -> float:

@@ -18,10 +18,17 @@ def normalize_advantages(advantage: Tensor, weight: Tensor) -> Tensor:
     return (advantage - mean) / (variance.sqrt() + 1e-8)
 
 
-def clipped_policy_loss(log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: float) -> Tensor:
-    """-E[min(r A, clip(r, 1 - clip, 1 + clip) A)] over [N]. Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7."""
+def clipped_policy_loss(
+    log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: float, dual_clip: float = 0.0
+) -> Tensor:
+    """-E[min(r A, clip(r, 1 - clip, 1 + clip) A)] over [N]; with dual_clip c at least c A where A < 0.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; Ye et al. 2020 (arXiv 1912.09729), eq. 3 for the dual clip.
+    """
     ratio = log_ratio.exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
+    if dual_clip:
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
     return -weighted_mean(surrogate, weight)
 
 
