@@ -132,7 +132,7 @@ class PPOConfig:
     epochs: int = 4
     """Passes over each batch."""
     minibatch_size: int = 0
-    """Rows per gradient step; 0 = auto, a quarter of the batch. Must divide the batch."""
+    """Rows per gradient step; 0 = auto, an eighth of the batch. Must divide the batch."""
     minibatches: int = 0
     """Gradient steps per epoch, instead of `minibatch_size`; 0 = as the size says."""
     gamma: float = 0.99
