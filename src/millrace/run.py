@@ -141,9 +141,11 @@ class Run:
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
         policy.to(self.config.device)
+        learner = Learner(policy, self.config.ppo, self.config.total_env_steps, self.config.seed)
         if self._init_from is not None:
             load_into(policy, self._init_from)
-        return Learner(policy, self.config.ppo, self.config.total_env_steps, self.config.seed)
+            learner.load_reward_statistics(self._init_from.read_trainer()["learner"])
+        return learner
 
     def _make_source(self) -> RolloutSource:
         config = self.config

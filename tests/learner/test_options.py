@@ -96,3 +96,15 @@ def test_the_lag_of_a_batch_is_told_by_row_as_largest_mean_and_smallest():
     lag = 5 - batch.rollout.policy_version[batch.rollout.valid]
     assert (stats["policy_lag"], stats["policy_lag_min"]) == (3.0, 1.0)
     assert stats["policy_lag_mean"] == pytest.approx(lag.mean())
+
+
+def test_reward_statistics_can_be_taken_over_alone():
+    old = make_learner(normalize_reward=True)
+    old.update(make_batch(), 0)
+    new = make_learner(normalize_reward=True)
+    new.load_reward_statistics(old.save_state())
+    reward = make_batch(3).rollout.reward
+    assert (old._reward_scaler.scale(reward) != reward).all()
+    np.testing.assert_array_equal(new._reward_scaler.scale(reward), old._reward_scaler.scale(reward))
+    assert new.save_state()["reward_scaler"]["running"] == {}
+    assert new.updates == 0

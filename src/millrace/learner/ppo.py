@@ -114,6 +114,11 @@ class Learner:
             "adam": self._optimizer.save_state(),
         }
 
+    def load_reward_statistics(self, state: dict[str, Any]) -> None:
+        """Take over the reward statistics alone, which another learner's values are in units of."""
+        if self._reward_scaler is not None and state["reward_scaler"] is not None:
+            self._reward_scaler.load_state({**state["reward_scaler"], "running": {}})
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue exactly where `save_state` was taken."""
         self.updates, self.skipped_steps = int(state["updates"]), int(state["skipped_steps"])
