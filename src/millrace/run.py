@@ -97,6 +97,7 @@ class Run:
         states = self._restore() if self._resume_from else None
         self.publish()
         self.source.pool.start()
+        self.record_faults()
         if self._resume_from:
             self._restore_collectors(states)
         self.journal = Journal(self.config.metrics.every_s, self.env_steps)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learner.test_update import SLOTS, STEPS, make_batch, make_learner
 
+from learner.test_update import SLOTS, STEPS, make_batch, make_learner
 from millrace.config import Config, PPOConfig
 from millrace.errors import ConfigError
 from millrace.learner.schedules import Schedules

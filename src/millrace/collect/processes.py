@@ -20,11 +20,12 @@ from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words
 from millrace.collect.supervision import Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, WorkerError
 
 CLOSE_TIMEOUT_S = 2.0
 EXIT_TIMEOUT_S = 0.5
 WATCH_INTERVAL_S = 0.25
+START_ATTEMPTS = 3  # without any worker up, more of them only keep the user waiting
 
 
 @dataclass
@@ -63,6 +64,12 @@ class ProcessPool:
             self._spawn(worker)
         while any(worker.state == "starting" for worker in self._workers) or not self._any_up():
             self._wait(WATCH_INTERVAL_S)
+            if all(worker.state == "down" and worker.generation + 1 >= START_ATTEMPTS for worker in self._workers):
+                fault = self.setup.faults[-1]
+                raise WorkerError(
+                    f"no worker could be started in {START_ATTEMPTS} attempts each; the last: {fault.message}"
+                    + (f"\n\nThe worker's own traceback:\n{fault.traceback}" if fault.traceback else "")
+                )
 
     def _any_up(self) -> bool:
         return any(worker.state == "up" for worker in self._workers)
