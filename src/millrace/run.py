@@ -248,8 +248,8 @@ class Run:
         self.eval_return = float(np.mean([record.episode_return for record in records]))
         if self.eval_return > self._best_score:
             self._best_score = self.eval_return
-            self.checkpoint()
             self.store.best_env_steps = self.env_steps
+            self.checkpoint()
 
     def checkpoint_if_due(self) -> None:
         """Write a checkpoint if enough steps or seconds have passed."""

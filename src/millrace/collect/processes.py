@@ -17,7 +17,7 @@ import cloudpickle
 from millrace import system
 from millrace.buffer.slab import Slab
 from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words, with_generation
-from millrace.collect.supervision import Fault
+from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
 from millrace.errors import ConfigError, WorkerError
@@ -144,8 +144,8 @@ class ProcessPool:
             case ("finished", place, collected):
                 worker.places.remove(place)
                 self._outcomes.append(Outcome(worker.index, place, collected))
-            case ("failed", text, traceback):
-                kind = "failed to start" if worker.state == "starting" else "raised"
+            case ("failed", text, traceback, is_refusal):
+                kind = "failed to start" if worker.state == "starting" else REFUSED if is_refusal else "raised"
                 self._lose(worker, kind, text, traceback)
             case _:
                 worker.inbox.append(message[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 from millrace.buffer.slab import Slab
 from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words, with_generation
-from millrace.collect.supervision import Fault
+from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.errors import EnvError
 
@@ -77,7 +77,8 @@ class SerialPool:
         rollout = self.slab.rollouts[place]
         slots = log.slots(rollout, step - steps_before + 1, seed) if log is not None else []
         message = f"worker {worker}, step {step}: {type(error).__name__}: {error}"
-        fault = Fault(worker, "raised", message, traceback.format_exc(), seed, step, tuple(slots))
+        kind = REFUSED if isinstance(error, EnvError) else "raised"
+        fault = Fault(worker, kind, message, traceback.format_exc(), seed, step, tuple(slots))
         if isinstance(error, EnvError) and self._workplaces[worker] is None:
             raise error
         self._workplaces[worker] = None

@@ -13,6 +13,7 @@ from millrace.config import CollectConfig
 from millrace.errors import WorkerError
 
 MAX_BACKOFF_S = 30.0
+REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Fault:
     """Why a worker was lost.
 
     Attributes:
-        kind: raised, died, hung, or failed to start.
+        kind: raised, died, hung, failed to start, or refused: the environment broke its contract.
         message: one sentence.
         traceback: the worker's own, where it had one.
         stream_seed: the worker's seed; with the slots' seeds and actions it reproduces the fault.
@@ -57,8 +58,10 @@ class RestartPolicy:
         """Count a fault and return how long to wait before the restart, in seconds.
 
         Raises:
-            WorkerError: the budget is used up.
+            WorkerError: the budget is used up, or the fault is one that a restart does not mend.
         """
+        if fault.kind == REFUSED:
+            raise WorkerError(fault.message)
         self.restarts += 1
         self._recent.append((now_s, fault.worker))
         while self._recent and self._recent[0][0] < now_s - self.config.restart_window_s:

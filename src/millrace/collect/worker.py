@@ -2,7 +2,7 @@
 
 Messages from the parent: ("collect", place), ("save",), ("load", state, seed, spare seed), ("close",).
 Messages to the parent: ("ready", exactness), ("finished", place, Collected), ("state", state), ("loaded", problem),
-("failed", message, traceback).
+("failed", message, traceback, whether the environment broke its contract, which a restart does not mend).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import cloudpickle
 
 from millrace import system
 from millrace.collect.pool import WorkerSetup, Workplace
+from millrace.errors import EnvError
 
 ORPHAN_CHECK_S = 2.0
 
@@ -75,7 +76,9 @@ def _load(workplace: Workplace, state: dict[str, Any], stream_seed: int, spare_s
 
 def _report(connection: Connection, error: Exception) -> None:
     try:
-        connection.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+        connection.send(
+            ("failed", f"{type(error).__name__}: {error}", traceback.format_exc(), isinstance(error, EnvError))
+        )
     except OSError:
         traceback.print_exc()
 
