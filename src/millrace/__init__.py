@@ -19,16 +19,18 @@ _HOMES = {
     "load_policy": "millrace.deploy.policy",
     "evaluate": "millrace.deploy.evaluate",
     "play": "millrace.deploy.play",
+    "register_envs": "millrace.envs.registration",
     "MillraceError": "millrace.errors",
 }
 
-__all__ = ["Config", "MillraceError", "Result", "evaluate", "load_policy", "play", "resume", "train"]
+__all__ = ["Config", "MillraceError", "Result", "evaluate", "load_policy", "play", "register_envs", "resume", "train"]
 
 if TYPE_CHECKING:
     from millrace.config import Config
     from millrace.deploy.evaluate import evaluate
     from millrace.deploy.play import play
     from millrace.deploy.policy import load_policy
+    from millrace.envs.registration import register_envs
     from millrace.errors import MillraceError
     from millrace.training import Result, resume, train
 

@@ -13,7 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from numba.core.caching import CacheImpl
 
-from millrace.envs.realm import RealmEnv, RealmVectorEnv, register
+from millrace.envs.realm import RealmEnv, RealmVectorEnv
+from millrace.envs.registration import register_envs
 from millrace.games.compiled import kernel
 from millrace.games.realm import make_game
 from millrace.games.realm.oracle import oracle_actions
@@ -21,7 +22,7 @@ from millrace.games.realm.oracle import oracle_actions
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    register()
+    register_envs()
 
 
 def test_both_ids_make_environments_that_gymnasium_accepts() -> None:
@@ -32,8 +33,8 @@ def test_both_ids_make_environments_that_gymnasium_accepts() -> None:
 
 
 def test_registering_twice_is_no_error() -> None:
-    register()
-    register()
+    register_envs()
+    register_envs()
 
 
 def test_a_seeded_reset_is_the_game_of_that_seed_and_later_ones_follow_from_it() -> None:
@@ -151,3 +152,13 @@ def test_without_a_place_for_a_cache_a_kernel_compiles_all_the_same(monkeypatch:
         return 2 * number
 
     assert double(21) == 42
+
+
+def test_gymnasium_makes_the_games_once_they_are_registered():
+    import millrace
+
+    millrace.register_envs()
+    env = gymnasium.make("millrace/RealmMini-v0")
+    observation, _ = env.reset(seed=3)
+    assert env.observation_space.contains(observation)
+    assert gymnasium.make_vec("millrace/RealmMini-v0", 2).num_envs == 2

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from millrace.deploy.evaluate import evaluate
 from millrace.deploy.policy import LoadedPolicy
-from millrace.envs.make import GAME_SIZES
+from millrace.envs.registration import GAME_SIZES
 from millrace.games.realm.oracle import oracle_scores, random_scores, walker_scores
 
 GAMES = 100

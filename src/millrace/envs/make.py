@@ -17,10 +17,10 @@ from millrace.config import EnvConfig
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SeedOf, SlotEnv, episode_seed
+from millrace.envs.registration import GAME_SIZES, register_envs
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 
-GAME_SIZES = {"millrace/RealmMini-v0": "mini", "millrace/Realm-v0": "full"}
 EXTRAS = {"ale_py": "atari", "stable_retro": "retro", "mujoco": "mujoco", "Box2D": "box2d", "pygame": "render"}
 
 
@@ -162,7 +162,7 @@ def find_spec(env_id: str) -> Any:
         ConfigError: no such id, with the nearest one.
     """
     if env_id.startswith("millrace/"):
-        importlib.import_module("millrace.envs.realm").register()
+        register_envs()
     if env_id.startswith("ALE/"):
         try:
             gym.register_envs(importlib.import_module("ale_py"))
@@ -178,7 +178,7 @@ def find_spec(env_id: str) -> Any:
 
 def list_ids() -> list[str]:
     """Every registered id, ours first."""
-    importlib.import_module("millrace.envs.realm").register()
+    register_envs()
     others = sorted(str(env_id) for env_id in gym.registry if not str(env_id).startswith("millrace/"))
     return [*GAME_SIZES, *others]
 

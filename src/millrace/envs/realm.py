@@ -1,4 +1,4 @@
-"""Realm for Gymnasium: a single environment, a vector environment of many slots, and their registration."""
+"""Realm for Gymnasium: a single environment, and a vector environment of many slots."""
 
 from __future__ import annotations
 
@@ -15,20 +15,6 @@ from gymnasium.vector.utils import batch_space
 from millrace.games.realm import RealmGame, make_game
 
 Observation = dict[str, npt.NDArray[Any]]
-
-IDS = {"mini": "millrace/RealmMini-v0", "full": "millrace/Realm-v0"}
-
-
-def register() -> None:
-    """Make `IDS` known to Gymnasium; a second call does nothing."""
-    for size, env_id in IDS.items():
-        if env_id not in gymnasium.registry:
-            gymnasium.register(
-                env_id,
-                entry_point="millrace.envs.realm:RealmEnv",
-                vector_entry_point="millrace.envs.realm:RealmVectorEnv",
-                kwargs={"size": size},
-            )
 
 
 def observation_space(game: RealmGame) -> spaces.Dict:

@@ -49,7 +49,8 @@ def environment_rows() -> list[dict[str, Any]]:
     """Every registered environment; `native` ones bring a vector form of their own."""
     import gymnasium
 
-    from millrace.envs.make import GAME_SIZES, list_ids
+    from millrace.envs.make import list_ids
+    from millrace.envs.registration import GAME_SIZES
 
     rows = []
     for env_id in list_ids():
