@@ -28,22 +28,29 @@ class ArraySpec:
         dtype: NumPy name, as the environment gives it; uint8 stays uint8.
         scale: multiply by this to bring a bounded integer array (an image) into 0..1.
         num_classes: above 0 for integer categories, which networks see one-hot.
+        stack: how many of the latest ones the policy sees, oldest first. Rollouts store each once.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scale: float = 1.0
     num_classes: int = 0
+    stack: int = 1
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        """What the policy sees of one slot: [stack, *shape] where frames are stacked."""
+        return (self.stack, *self.shape) if self.stack > 1 else self.shape
 
     @property
     def is_image(self) -> bool:
-        """Three dimensions of bytes: convolutions fit."""
-        return len(self.shape) == 3 and self.dtype == "uint8"
+        """Three dimensions of bytes, or two of which several are stacked: convolutions fit."""
+        return self.dtype == "uint8" and (len(self.shape) == 3 or (len(self.shape) == 2 and self.stack > 1))
 
     @property
     def num_inputs(self) -> int:
         """Numbers that a dense layer sees."""
-        return int(np.prod(self.shape, dtype=np.int64)) * max(self.num_classes, 1)
+        return int(np.prod(self.seen_shape, dtype=np.int64)) * max(self.num_classes, 1)
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,7 @@ class SlotSpec:
     def from_json(data: Mapping[str, Any]) -> SlotSpec:
         """The inverse of `to_json`."""
         observation = {
-            key: ArraySpec(tuple(spec["shape"]), spec["dtype"], spec["scale"], spec["num_classes"])
-            for key, spec in data["observation"].items()
+            key: ArraySpec(**{**spec, "shape": tuple(spec["shape"])}) for key, spec in data["observation"].items()
         }
         action = ActionSpec(**{name: tuple(value) for name, value in data["action"].items()})
         return SlotSpec(observation, action, bool(data["has_action_mask"]))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from millrace.config import PPOConfig
 from millrace.learner.rows import Rows
-from millrace.nets.policy import DenseNetwork, Policy
+from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.policy import Policy
 from millrace.ops.distributions import HALF_LOG_TWO_PI, MASKED_LOGIT
 from millrace.types import Array
 

@@ -11,7 +11,8 @@ from millrace.config import PPOConfig
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
-from millrace.nets.policy import DenseNetwork, Policy
+from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.policy import Policy
 from millrace.ops import losses
 from millrace.ops.distributions import log_prob_and_entropy
 

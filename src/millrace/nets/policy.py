@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from millrace.config import NetConfig
-from millrace.errors import ConfigError
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
-from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys
-from millrace.types import ActionSpec, Array, SlotSpec
+from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.image_network import ImageNetwork
+from millrace.nets.inputs import image_keys, normalized_keys
+from millrace.nets.layers import ByKey
+from millrace.types import Array, SlotSpec
 
 
 class Network(Protocol):
@@ -94,25 +94,6 @@ class Policy(nn.Module):
             first += tensor.numel()
 
 
-class ByKey(nn.Module):
-    """Modules by observation key; `nn.ModuleDict` refuses keys with dots, and `items` and other names of its own."""
-
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self._keys = tuple(modules)
-        for key, module in modules.items():
-            self.add_module(module_name(key), module)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._keys
-
-    def __getitem__(self, key: str) -> nn.Module:
-        return self.get_submodule(module_name(key))
-
-    def items(self) -> list[tuple[str, nn.Module]]:
-        return [(key, self[key]) for key in self._keys]
-
-
 class Normalizer(nn.Module):
     """Running mean and deviation of one observation array, updated by the learner after the update.
 
@@ -160,102 +141,3 @@ def build_network(spec: SlotSpec, net: NetConfig) -> nn.Module:
     if image_keys(spec, net):
         return ImageNetwork(spec, net)
     return DenseNetwork(spec, net)
-
-
-def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
-    """Orthogonal weights, zero biases (Huang 2022, detail 2)."""
-    if isinstance(layer, nn.Linear | nn.Conv2d):
-        nn.init.orthogonal_(layer.weight, gain)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def num_outputs(action: ActionSpec) -> int:
-    """Logits and means; log standard deviations are parameters of the policy."""
-    return action.num_logits + action.num_box
-
-
-class DenseNetwork(nn.Module):
-    """Everything flattened, then dense layers: apart for actor and critic, or one shared trunk."""
-
-    def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
-        super().__init__()
-        self.keys = dense_keys(spec, net)
-        self.activation = torch.tanh if net.activation == "tanh" else torch.relu
-        num_inputs = sum(spec.observation[key].num_inputs for key in self.keys)
-        widths = (num_inputs, *net.hidden)
-        if net.shared:
-            self.trunk = dense_layers(widths)
-        else:
-            self.actor, self.critic = dense_layers(widths), dense_layers(widths)
-        self.policy_head = orthogonal(nn.Linear(widths[-1], num_outputs(spec.action)), 0.01)
-        self.value_head = orthogonal(nn.Linear(widths[-1], 1), 1.0)
-        self.shared = net.shared
-
-    def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = torch.cat([observation[key].reshape(len(observation[key]), -1) for key in self.keys], dim=1)
-        if self.shared:
-            actor = critic = self._run(self.trunk, x)
-        else:
-            actor, critic = self._run(self.actor, x), self._run(self.critic, x)
-        return self.policy_head(actor), self.value_head(critic).squeeze(-1)
-
-    def _run(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
-        for layer in layers:
-            x = self.activation(layer(x))
-        return x
-
-
-def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:
-    """Linear layers between successive widths."""
-    pairs = itertools.pairwise(widths)
-    return nn.ModuleList(orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)) for fan_in, fan_out in pairs)
-
-
-class ImageNetwork(nn.Module):
-    """Strided convolutions (16/5/2, 32/3/2, 32/3/2) beside the dense inputs, one trunk for actor and critic."""
-
-    def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
-        super().__init__()
-        self.image_keys, self.dense_keys = image_keys(spec, net), dense_keys(spec, net)
-        self.encoders = ByKey({key: _convolutions(spec.observation[key].shape) for key in self.image_keys})
-        width = sum(_num_features(self.encoders[key], spec.observation[key].shape) for key in self.image_keys)
-        num_dense = sum(spec.observation[key].num_inputs for key in self.dense_keys)
-        self.dense = orthogonal(nn.Linear(num_dense, 64), math.sqrt(2)) if num_dense else None
-        self.trunk = dense_layers((width + (64 if num_dense else 0), 256))
-        self.policy_head = orthogonal(nn.Linear(256, num_outputs(spec.action)), 0.01)
-        self.value_head = orthogonal(nn.Linear(256, 1), 1.0)
-
-    def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        features = [self.encoders[key](_channels_first(observation[key])).flatten(1) for key in self.image_keys]
-        if self.dense is not None:
-            x = torch.cat([observation[key].reshape(len(observation[key]), -1) for key in self.dense_keys], dim=1)
-            features.append(torch.relu(self.dense(x)))
-        x = torch.relu(self.trunk[0](torch.cat(features, dim=1)))
-        return self.policy_head(x), self.value_head(x).squeeze(-1)
-
-
-def _is_channels_last(shape: tuple[int, ...]) -> bool:
-    return shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2) if _is_channels_last(tuple(x.shape[1:])) else x
-
-
-def _convolutions(shape: tuple[int, ...]) -> nn.Sequential:
-    channels = shape[-1] if _is_channels_last(shape) else shape[0]
-    layers: list[nn.Module] = []
-    for out_channels, kernel in ((16, 5), (32, 3), (32, 3)):
-        layers += [orthogonal(nn.Conv2d(channels, out_channels, kernel, 2), math.sqrt(2)), nn.ReLU()]
-        channels = out_channels
-    return nn.Sequential(*layers)
-
-
-@torch.no_grad()
-def _num_features(encoder: nn.Module, shape: tuple[int, ...]) -> int:
-    try:
-        return int(encoder(_channels_first(torch.zeros(1, *shape))).numel())
-    except RuntimeError:
-        raise ConfigError(f"an image of shape {shape} is too small for the convolutions; use net.image=flat") from None

@@ -1,0 +1,50 @@
+"""Small parts that networks are made of."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from torch import nn
+
+from millrace.nets.inputs import module_name
+from millrace.types import ActionSpec
+
+
+def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
+    """Orthogonal weights, zero biases (Huang 2022, detail 2)."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(layer.weight, gain)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def num_outputs(action: ActionSpec) -> int:
+    """Logits and means; log standard deviations are parameters of the policy."""
+    return action.num_logits + action.num_box
+
+
+def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:
+    """Linear layers between successive widths."""
+    pairs = itertools.pairwise(widths)
+    return nn.ModuleList(orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)) for fan_in, fan_out in pairs)
+
+
+class ByKey(nn.Module):
+    """Modules by observation key; `nn.ModuleDict` refuses keys with dots, and `items` and other names of its own."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self._keys = tuple(modules)
+        for key, module in modules.items():
+            self.add_module(module_name(key), module)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return self.get_submodule(module_name(key))
+
+    def items(self) -> list[tuple[str, nn.Module]]:
+        return [(key, self[key]) for key in self._keys]
