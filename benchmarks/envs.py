@@ -109,7 +109,7 @@ def _map_pool(size: int) -> tuple[Pixels, Observation, NDArray[np.bool_]]:
 
 
 class StackedFrames(gymnasium.Wrapper):  # type: ignore[misc, type-arg, unused-ignore]
-    """The last four frames as channels. Gymnasium has this too, under names that changed between the peers' versions."""
+    """The last four frames as channels; what Gymnasium has for this changed its name between the peers' versions."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], frames: int = 4) -> None:
         super().__init__(env)

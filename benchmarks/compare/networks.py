@@ -1,4 +1,4 @@
-"""The networks of the pixel works, once for all peers that take a network of the user's. Needs torch alone."""
+"""The networks of the works, once for all peers that take a network of the user's. Needs torch alone."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ class SharedNetwork(nn.Module):
         """Observations by name to logits [N, actions] and values [N]."""
         features = self.body(**observation)
         return self.actor(features), self.critic(features).squeeze(-1)
+
+
+def pong_network() -> SharedNetwork:
+    """For Pong."""
+    return SharedNetwork(NatureBody(), num_actions=6)
+
+
+def map_network() -> SharedNetwork:
+    """For maps and vectors."""
+    return SharedNetwork(MapBody(), num_actions=16)
 
 
 def initialised(layer: nn.Module, gain: float = math.sqrt(2)) -> nn.Module:

@@ -20,8 +20,13 @@ OURS = "millrace"
 
 def peers() -> tuple[str, ...]:
     """Every peer that has a script, ours last."""
-    names = sorted(path.stem for path in (HERE / "peers").glob("[a-z]*.py"))
+    names = sorted(path.stem.replace("_", "-") for path in (HERE / "peers").glob("[a-z]*.py"))
     return tuple(sorted(names, key=lambda name: name == OURS))
+
+
+def module_of(peer: str) -> str:
+    """The peer's script, as `python -m` takes it."""
+    return f"benchmarks.compare.peers.{peer.replace('-', '_')}"
 
 
 def python_of(peer: str, ours: str) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.compare.networks import DenseNetwork, MapBody, NatureBody, SharedNetwork
+from benchmarks.compare.networks import DenseNetwork, map_network, pong_network
 from benchmarks.compare.peer import Figures, Job, Meter, main
 from benchmarks.envs import MapEnv
 
@@ -99,6 +98,16 @@ def advantages(rollout: Rollout, last_value: Tensor, settings: Settings) -> Tens
     return advantage
 
 
+class Rows(NamedTuple):
+    """What is learned from beside the observations, [N] each."""
+
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+
+
 class Learner:
     """Epochs of clipped minibatch descent."""
 
@@ -109,27 +118,24 @@ class Learner:
     def update(self, rollout: Rollout, last_value: Tensor) -> None:
         """Learn from a rollout."""
         advantage = advantages(rollout, last_value, self._settings)
-        target = advantage + rollout.value
-        columns = (rollout.action, rollout.log_prob, rollout.value, advantage, target)
+        columns = (rollout.action, rollout.log_prob, rollout.value, advantage, advantage + rollout.value)
         rows = [column.flatten() for column in columns]
         observation = {name: array.flatten(0, 1) for name, array in rollout.observation.items()}
         for _ in range(self._settings.epochs):
             for index in torch.randperm(len(rows[0])).split(self._settings.minibatch):
-                minibatch = {name: array[index] for name, array in observation.items()}
-                self._step(self._loss(minibatch, *(row[index] for row in rows)))
+                seen = {name: array[index] for name, array in observation.items()}
+                self._step(self._loss(seen, Rows(*(row[index] for row in rows))))
 
-    def _loss(
-        self, observation: Observation, action: Tensor, log_prob: Tensor, value: Tensor, advantage: Tensor, target: Tensor
-    ) -> Tensor:
+    def _loss(self, observation: Observation, rows: Rows) -> Tensor:
         settings = self._settings
-        logits, new_value = self._network(**observation)
+        logits, value = self._network(**observation)
         distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        ratio = (distribution.log_prob(action) - log_prob).exp()
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        ratio = (distribution.log_prob(rows.action) - rows.log_prob).exp()
         clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+        advantage = (rows.advantage - rows.advantage.mean()) / (rows.advantage.std() + 1e-8)
         policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-        near_value = value + (new_value - value).clamp(-settings.clip, settings.clip)
-        value_loss = 0.5 * torch.maximum((new_value - target) ** 2, (near_value - target) ** 2).mean()
+        near = rows.value + (value - rows.value).clamp(-settings.clip, settings.clip)
+        value_loss = 0.5 * torch.maximum((value - rows.target) ** 2, (near - rows.target) ** 2).mean()
         entropy = distribution.entropy().mean()
         return policy_loss + settings.value_coef * value_loss - settings.entropy_coef * entropy
 
@@ -185,14 +191,6 @@ def ale_pong(envs: int) -> Any:
 def map_envs(envs: int) -> Any:
     """Single copies one after another; the mask is not looked at."""
     return gymnasium.vector.SyncVectorEnv([MapEnv] * envs)
-
-
-def pong_network() -> nn.Module:
-    return SharedNetwork(NatureBody(), num_actions=6)
-
-
-def map_network() -> nn.Module:
-    return SharedNetwork(MapBody(), num_actions=16)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pufferlib.pytorch import nativize_dtype, nativize_tensor
 from torch import Tensor, nn
 
 from benchmarks import child
-from benchmarks.compare.networks import DenseNetwork, MapBody, NatureBody, SharedNetwork
+from benchmarks.compare.networks import DenseNetwork, map_network, pong_network
 from benchmarks.compare.peer import Figures, Job, Meter, main
 from benchmarks.envs import MapEnv, make_pong
 
@@ -109,14 +109,6 @@ def train(
 def make_cartpole() -> gymnasium.Env[Any, Any]:
     """CartPole-v1 without wrappers that only check."""
     return gymnasium.make("CartPole-v1", disable_env_checker=True)
-
-
-def pong_network() -> nn.Module:
-    return SharedNetwork(NatureBody(), num_actions=6)
-
-
-def map_network() -> nn.Module:
-    return SharedNetwork(MapBody(), num_actions=16)
 
 
 if __name__ == "__main__":

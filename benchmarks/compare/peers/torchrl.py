@@ -127,9 +127,9 @@ class NatureOfBatches(NatureBody):
 def nature_networks(env: EnvBase) -> Networks:
     """One body; in the loss the critic's head takes the features that the actor has just computed."""
     body = TensorDictModule(NatureOfBatches(), ["observation"], ["features"])
-    actor_head = _actor(TensorDictModule(nn.Linear(NatureBody.num_features, PONG_ACTIONS), ["features"], ["logits"]), env)
+    logits = TensorDictModule(nn.Linear(NatureBody.num_features, PONG_ACTIONS), ["features"], ["logits"])
     critic_head = ValueOperator(nn.Linear(NatureBody.num_features, 1), in_keys=["features"])
-    both = ActorValueOperator(body, actor_head, critic_head)
+    both = ActorValueOperator(body, _actor(logits, env), critic_head)
     return both.get_policy_operator(), both.get_value_head(), both.get_value_operator()
 
 
