@@ -9,7 +9,6 @@ model predicts the other (see `Model`); the last table has the ratio that was me
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from benchmarks import child, harness
 from benchmarks.envs import make_sleep
 
 SIDES = {"lock-step": 0, "asynchronous": 1}
+START_AND_END_S = 90.0
+"""On top of the time that is measured, before a run has failed."""
 COLUMNS = (
     harness.Column("steps_per_second", "steps/s"),
     harness.Column("collect_s", "waiting for rollouts, s an update", 4),
@@ -37,6 +38,8 @@ class Work:
     settings: dict[str, Any]
     step_computes: bool
     """Whether a step of the environment keeps a processor busy; otherwise it sleeps."""
+    balanced: bool = False
+    """Choose the epochs by a run of their own, so that learning costs as much as collecting."""
 
 
 def make_sleepy() -> Any:
@@ -46,23 +49,30 @@ def make_sleepy() -> Any:
 
 WORKS = {
     "sleep": Work(
-        "a game that sleeps 5 ms a step, 8 workers of one copy, learning made to cost as much as collecting",
+        "a game that sleeps 5 ms a step, 8 workers of one copy",
         make_sleepy,
         {
             "collect.workers": 8,
             "collect.envs_per_worker": 1,
             "collect.rollout_steps": 64,
-            "net.hidden": (256, 256),
-            "ppo.epochs": 20,
+            "net.hidden": (512, 512),
+            "ppo.epochs": 12,
             "ppo.minibatch_size": 64,
             "ppo.threads": 1,
         },
         step_computes=False,
+        balanced=True,
     ),
     "realm": Work(
         "RealmMini, which computes, one worker of 64 slots",
         "realm-mini",
-        {"collect.workers": 1, "collect.envs_per_worker": 64, "collect.rollout_steps": 32, "ppo.threads": 1},
+        {
+            "collect.workers": 1,
+            "collect.envs_per_worker": 64,
+            "collect.rollout_steps": 32,
+            "ppo.epochs": 4,
+            "ppo.threads": 1,
+        },
         step_computes=True,
     ),
 }
@@ -112,7 +122,7 @@ class Model:
         )
 
 
-def train(work: Work, max_policy_lag: int, seconds: float) -> None:
+def train(work: Work, max_policy_lag: int, epochs: int, seconds: float) -> None:
     """One side: the figures of its steady state, per update."""
     from benchmarks import millrace_runs as runs  # here: the harness side of this file runs without millrace
 
@@ -120,6 +130,7 @@ def train(work: Work, max_policy_lag: int, seconds: float) -> None:
         **work.settings,
         "collect.backend": "processes",
         "collect.max_policy_lag": max_policy_lag,
+        "ppo.epochs": epochs,
         "stop.wall_s": seconds + runs.START_S,
     }
     rows, _ = runs.train(work.env, settings, child.seed())
@@ -149,27 +160,43 @@ def _seconds_per_update(
     }
 
 
+def candidate(name: str, side: str, epochs: int, seconds: float) -> harness.Candidate:
+    """The command that runs one side."""
+    script = (sys.executable, "-m", "benchmarks.asynchronous", "--work", name, "--seconds", str(seconds))
+    return harness.Candidate(side, (*script, "--train", side, "--epochs", str(epochs)))
+
+
+def balanced_epochs(name: str, seconds: float) -> int:
+    """As many epochs as make learning take as long as collecting, from one lock-step run."""
+    epochs: int = WORKS[name].settings["ppo.epochs"]
+    run = harness.run_once(candidate(name, "lock-step", epochs, seconds), -1, seconds + START_AND_END_S)
+    if run.error:
+        raise SystemExit(f"the run that chooses the epochs failed: {run.error}")
+    return max(1, round(epochs * run.figures["collect_s"] / run.figures["learn_s"]))
+
+
 def measure(name: str, repeats: int, seconds: float) -> None:
     """Both sides in turn, their table, the model, and how far it is off."""
     work = WORKS[name]
-    script = (sys.executable, "-m", "benchmarks.asynchronous", "--work", name, "--seconds", str(seconds))
-    candidates = [harness.Candidate(side, (*script, "--train", side)) for side in SIDES]
-    print(work.title)
-    runs = harness.measure(f"asynchronous-{name}", candidates, COLUMNS, repeats, seconds + 90.0)
-    groups = harness.by_candidate(runs)
-
-    def median(side: str, figure: str) -> float:
-        spread = harness.spread(groups[side], figure)
-        if spread is None:
-            raise SystemExit(f"{side} never finished: {groups[side][0].error}")
-        return spread.median
-
-    parts = {figure: median("lock-step", figure) for figure in ("collect_s", "learn_s", "other_s", "processor_s")}
-    model = Model(**parts, cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    measured = median("asynchronous", "steps_per_second") / median("lock-step", "steps_per_second")
+    epochs = balanced_epochs(name, seconds) if work.balanced else work.settings["ppo.epochs"]
+    print(f"{work.title}; {epochs} epochs")
+    candidates = [candidate(name, side, epochs, seconds) for side in SIDES]
+    runs = harness.measure(f"asynchronous-{name}", candidates, COLUMNS, repeats, seconds + START_AND_END_S)
+    lock_step, asynchronous = (
+        {figure: _median(runs, side, figure) for figure in (column.figure for column in COLUMNS)} for side in SIDES
+    )
+    measured = asynchronous["steps_per_second"] / lock_step.pop("steps_per_second")
+    model = Model(**lock_step, cores=harness.machine()["cores"])
     print(f"{model.explain()}\n\n| | asynchronous / lock-step |\n| --- | --- |")
     print(f"| predicted | {model.ratio:.2f} |\n| measured | {measured:.2f} |")
     print(f"| measured / predicted | {measured / model.ratio:.2f} |\n", flush=True)
+
+
+def _median(runs: Sequence[harness.Run], side: str, figure: str) -> float:
+    spread = harness.spread(harness.by_candidate(runs)[side], figure)
+    if spread is None:
+        raise SystemExit(f"{side} never finished")
+    return spread.median
 
 
 def main() -> None:
@@ -178,10 +205,11 @@ def main() -> None:
     parser.add_argument("--work", choices=tuple(WORKS), help="default: both")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--train", choices=tuple(SIDES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
-        train(WORKS[arguments.work], SIDES[arguments.train], arguments.seconds)
+        train(WORKS[arguments.work], SIDES[arguments.train], arguments.epochs, arguments.seconds)
         return
     for name in (arguments.work,) if arguments.work else WORKS:
         measure(name, arguments.repeats, arguments.seconds)
