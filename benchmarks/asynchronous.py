@@ -168,11 +168,11 @@ def candidate(name: str, side: str, epochs: int, seconds: float) -> harness.Cand
 
 def balanced_epochs(name: str, seconds: float) -> int:
     """As many epochs as make learning take as long as collecting, from one lock-step run."""
-    epochs: int = WORKS[name].settings["ppo.epochs"]
+    epochs = int(WORKS[name].settings["ppo.epochs"])
     run = harness.run_once(candidate(name, "lock-step", epochs, seconds), -1, seconds + START_AND_END_S)
     if run.error:
         raise SystemExit(f"the run that chooses the epochs failed: {run.error}")
-    return max(1, round(epochs * run.figures["collect_s"] / run.figures["learn_s"]))
+    return max(1, round(epochs * float(run.figures["collect_s"] / run.figures["learn_s"])))
 
 
 def measure(name: str, repeats: int, seconds: float) -> None:

@@ -86,8 +86,8 @@ def map_network() -> SharedNetwork:
     return SharedNetwork(MapBody(), num_actions=16)
 
 
-def initialised(layer: nn.Module, gain: float = math.sqrt(2)) -> nn.Module:
-    """Orthogonal weights, no bias: what CleanRL and Stable-Baselines3 begin with."""
+def initialised(layer: nn.Linear | nn.Conv2d, gain: float = math.sqrt(2)) -> nn.Module:
+    """Orthogonal weights, biases of 0: what CleanRL and Stable-Baselines3 begin with."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
