@@ -94,7 +94,7 @@ class Model:
     learn_s: float
     other_s: float
     processor_s: float
-    """Of all processes together."""
+    """Of all processes together, taken by the clock: on a machine that others use too, it comes out too high."""
     cores: int
 
     @property
