@@ -5,23 +5,27 @@ Its own compiled games are other games than these. It counts resets as steps.
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gymnasium
-import pufferlib
-import pufferlib.vector
 import torch
-from pufferlib import pufferl
-from pufferlib.emulation import GymnasiumPufferEnv
-from pufferlib.pytorch import nativize_dtype, nativize_tensor
 from torch import Tensor, nn
 
 from benchmarks import child
 from benchmarks.compare.networks import DenseNetwork, map_network, pong_network
 from benchmarks.compare.peer import Figures, Job, Meter, main
 from benchmarks.envs import MapEnv, make_pong
+
+# PufferLib leaves a link named `resources` in the directory where it is first imported.
+with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+    import pufferlib.vector
+    from pufferlib import pufferl
+    from pufferlib.emulation import GymnasiumPufferEnv
+    from pufferlib.pytorch import nativize_dtype, nativize_tensor
 
 FOREVER = 1_000_000_000
 STEPS = 128
