@@ -91,17 +91,40 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
 def _ppo(config: Config, probe: Probe) -> PPOConfig:
     ppo, batch = config.ppo, batch_size_rows(config)
     threads = ppo.threads
-    if not threads and not image_keys(probe.spec, config.net):
+    if not threads and not image_keys(probe.spec, config.net) and config.net.memory == "none":
         threads = 1  # dense networks learn by hand-written gradients, which want one thread
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))
+    if config.net.memory != "none":
+        return _sequence_minibatches(config, replace(ppo, threads=threads))
     # Ours: an eighth held 500 on CartPole with four seeds of four, a quarter with three (benchmarks/README.md).
     wanted = max(1, batch // (ppo.minibatches or 8))
     minibatch = ppo.minibatch_size or max(size for size in range(1, wanted + 1) if batch % size == 0)
     if ppo.minibatches and batch % ppo.minibatches:
         raise ConfigError(f"ppo.minibatches={ppo.minibatches} does not divide the batch of {batch} rows; try 4")
     return replace(ppo, threads=threads, minibatch_size=minibatch, minibatches=0)
+
+
+def _sequence_minibatches(config: Config, ppo: PPOConfig) -> PPOConfig:
+    """Minibatches of whole sequences: some slots, all of their steps."""
+    steps = config.collect.rollout_steps
+    slots = config.collect.workers * config.collect.envs_per_worker
+    if ppo.minibatch_size:
+        if ppo.minibatch_size % steps:
+            raise ConfigError(
+                f"ppo.minibatch_size={ppo.minibatch_size} must be a multiple of collect.rollout_steps={steps}: with "
+                f"net.memory={config.net.memory} minibatches split slots and never time; try {steps}"
+            )
+        return ppo
+    wanted = max(1, slots // (ppo.minibatches or 4))
+    per_minibatch = max(size for size in range(1, wanted + 1) if slots % size == 0)
+    if ppo.minibatches and slots != per_minibatch * ppo.minibatches:
+        raise ConfigError(
+            f"ppo.minibatches={ppo.minibatches} does not divide the {slots} slots, as it must with recurrence; "
+            f"try {slots // per_minibatch}"
+        )
+    return replace(ppo, minibatch_size=per_minibatch * steps, minibatches=0)
 
 
 def _device(config: Config, probe: Probe) -> str:

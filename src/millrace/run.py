@@ -151,10 +151,14 @@ class Run:
     def _make_source(self) -> RolloutSource:
         config = self.config
         policy = self.learner.policy
-        layout = RolloutLayout(
-            self.probe.spec, config.collect.rollout_steps, config.collect.envs_per_worker, self.probe.same_step_reset
-        )
         index = policy.weights_index()
+        layout = RolloutLayout(
+            self.probe.spec,
+            config.collect.rollout_steps,
+            config.collect.envs_per_worker,
+            self.probe.same_step_reset,
+            policy.state_size,
+        )
         setup = PoolSetup(
             env_maker=self._maker,
             actor_maker=ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network),

@@ -25,13 +25,25 @@ GAMES = {
     "attributes saved": (Clock, NORMALIZED),
     "actions replayed": (OpaqueClock, {}),
     "two seats": (PileRounds, {}),
+    "recurrent": (Clock, {"net.memory": "gru", "net.memory_size": 8, **NORMALIZED}),
+    "recurrent, replayed": (OpaqueClock, {"net.memory": "lstm", "net.memory_size": 8}),
+    "stacked frames": ("CartPole-v1", {"env.frame_stack": 3, **NORMALIZED}),
     "RealmMini": ("millrace/RealmMini-v0", {"env.max_episode_steps": 11}),
 }
 ON_BOTH = ["CartPole, normalised", "Acrobot, single", "masks", "actions replayed"]
 
 
 @pytest.mark.parametrize(
-    "game", ["CartPole, its own vector form", "Acrobot, single", "masks", "every space", "RealmMini"]
+    "game",
+    [
+        "CartPole, its own vector form",
+        "Acrobot, single",
+        "masks",
+        "every space",
+        "recurrent",
+        "stacked frames",
+        "RealmMini",
+    ],
 )
 def test_serial_equals_processes_bit_for_bit(game, tmp_path: Path, nothing_left_behind):
     env, settings = GAMES[game]
