@@ -362,3 +362,22 @@ class Recall(gym.Env):
         is_asked = self.ticks == self.delay
         reward = float(action == self.coin) if self.ticks > self.delay else 0.0
         return np.array([0, is_asked], np.float32), reward, self.ticks > self.delay, False, {}
+
+
+class Paced(Clock):
+    """A clock whose episodes last as long as the option `length` says, also when it changes between two of them."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        self.length = (options or {}).get("length", 1)
+        if not isinstance(self.length, int) or self.length < 1:
+            raise ValueError(f"length={self.length!r} must be a whole number above 0")
+        return observation, info
+
+
+class OpaquePaced(Paced):
+    """The same with an attribute that is no plain data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = object()

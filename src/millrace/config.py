@@ -33,6 +33,7 @@ SHORT_NAMES = {
     "max_policy_lag": "collect.max_policy_lag",
     "worker_nice": "collect.worker_nice",
     "max_episode_steps": "env.max_episode_steps",
+    "curriculum": "curriculum",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
 
@@ -266,6 +267,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    curriculum: dict[str, Any] = field(default_factory=dict)
+    """Environment options over training progress: `n_treasures = ["norm", 13]`, `{from = 0, to = 1, until = 0.5}`."""
     total_env_steps: int = 500_000
     """Environment transitions after which the run is complete; schedules go by it."""
     seed: int = 0

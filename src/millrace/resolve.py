@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from millrace.collect.collector import EnvRows
 from millrace.config import CollectConfig, Config, PPOConfig
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker
+from millrace.envs.protocol import SlotEnv
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError
 from millrace.nets.inputs import image_keys
@@ -29,16 +31,28 @@ class Probe:
     exactness: str
 
 
-def probe_env(maker: EnvMaker) -> Probe:
-    """Make one copy, look, and close it; compiled games compile here, before workers start."""
+def probe_env(maker: EnvMaker, options: Sequence[Mapping[str, Any]] = ()) -> Probe:
+    """Make one copy, look, and close it; compiled games compile here, before workers start.
+
+    Args:
+        options: that will come up in training: each is tried, so that none fails in the middle of the night.
+    """
     env = maker.make(1, seed=0)
     try:
+        _try_options(env, [stage for stage in options if stage])
         is_native = isinstance(env, GameSlots | VectorSlots)
         if isinstance(env, GameSlots):
             _compile(env)
         return Probe(env.spec, env.spaces, env.same_step_reset, is_native, env.exactness)
     finally:
         env.close()
+
+
+def _try_options(env: SlotEnv, stages: Sequence[Mapping[str, Any]]) -> None:
+    layout = RolloutLayout(env.spec, 1, 1)
+    for options in stages:
+        env.set_options(options)
+        env.reset(EnvRows(layout.allocate(), layout).rows[0])
 
 
 def _compile(env: GameSlots) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 
 from millrace.envs.protocol import EnvRow, FinalObservation, SeedOf
 from millrace.envs.spaces import MASK_KEY, slot_spec
+from millrace.errors import EnvError
 from millrace.games.protocol import BatchedGame
 from millrace.types import Array, SlotSpec
 
@@ -32,6 +34,12 @@ class GameSlots:
         self._seeds = np.full(self.num_slots, -1, np.int64)
         self._mask = np.zeros((self.num_slots, self.spec.num_mask_bits), np.uint8)
         self._figures: list[tuple[int, int, dict[str, float]]] = []
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        try:
+            self.game.set_options(options)
+        except (TypeError, ValueError) as error:
+            raise EnvError(str(error)) from error
 
     def reset(self, row: EnvRow) -> None:
         self._begin(np.ones(self.num_slots, bool))

@@ -41,6 +41,9 @@ class BatchedGame(Protocol):
     def reset(self, slots: BoolArray, seeds: npt.NDArray[np.uint64]) -> None:
         """Begin a new episode in each slot where `slots[B]` is true, from `seeds[B]` (others are not read)."""
 
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Options for each slot's episodes from its next reset on; raises ValueError for one that cannot change."""
+
     def step(
         self,
         action: npt.NDArray[np.int64],
