@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.compiled import kernel
+from millrace.games.compiled import inlined, kernel
 from millrace.games.realm.rules import (
     BUFF_ID,
     CELL_UNITS,
@@ -161,7 +161,7 @@ def wide(value: Any) -> int:
     return np.int64(value)  # type: ignore[return-value]  # compiled, NumPy's integer is the integer
 
 
-@kernel
+@inlined
 def is_open(walkable: Array, x: int, z: int) -> bool:
     """Whether the position lies in a walkable cell [H, H] of the world."""
     world = walkable.shape[0] * CELL_UNITS
@@ -170,7 +170,7 @@ def is_open(walkable: Array, x: int, z: int) -> bool:
     return bool(walkable[z // CELL_UNITS, x // CELL_UNITS] != 0)
 
 
-@kernel
+@inlined
 def can_pass(walkable: Array, x: int, z: int, dx: int, dz: int) -> bool:
     """Whether a sub-move, shorter than a cell, ends in the open without cutting between two diagonal blocked cells."""
     if not is_open(walkable, x + dx, z + dz):
@@ -178,7 +178,7 @@ def can_pass(walkable: Array, x: int, z: int, dx: int, dz: int) -> bool:
     return bool(is_open(walkable, x + dx, z) or is_open(walkable, x, z + dz))
 
 
-@kernel
+@inlined
 def slide(walkable: Array, x: int, z: int, dx: int, dz: int) -> tuple[int, int]:
     """Position after one sub-move: the full vector, else x only, else z only, else where it was."""
     if can_pass(walkable, x, z, dx, dz):
@@ -190,7 +190,7 @@ def slide(walkable: Array, x: int, z: int, dx: int, dz: int) -> tuple[int, int]:
     return x, z
 
 
-@kernel
+@inlined
 def touched_points(points: Array, trigger_units: int, x: int, z: int) -> int:
     """The points [K, 2] within the trigger radius of a position, as a set."""
     touched = 0
@@ -202,7 +202,7 @@ def touched_points(points: Array, trigger_units: int, x: int, z: int) -> int:
     return touched
 
 
-@kernel
+@inlined
 def axis_units(units: int, direction: int) -> int:
     """Length along each axis of a move of `units` in a direction."""
     if direction % 2 == 0:
@@ -210,7 +210,7 @@ def axis_units(units: int, direction: int) -> int:
     return round(units * 0.7071067811865476)
 
 
-@kernel
+@inlined
 def walk(
     numbers: Numbers, walkable: Array, points: Array, x: int, z: int, direction: int, units: int
 ) -> tuple[int, int, int]:
@@ -269,7 +269,7 @@ def flash_landing(numbers: Numbers, walkable: Array, x: int, z: int, direction: 
     return x, z
 
 
-@kernel
+@inlined
 def nearest_distance(distance: Array, present: int) -> int:
     """Smallest of the grid distances [K] over a set of points, UNREACHABLE for the empty set."""
     best = UNREACHABLE
@@ -289,7 +289,7 @@ def count_points(present: int) -> int:
     return count
 
 
-@kernel
+@inlined
 def met_wall(numbers: Numbers, moved_x: int, moved_z: int, flashed: bool, buffed: bool) -> bool:
     """Whether a step came out shorter than one that meets nothing."""
     least = numbers.buff_walk_wall_units if buffed else numbers.walk_wall_units
@@ -298,7 +298,7 @@ def met_wall(numbers: Numbers, moved_x: int, moved_z: int, flashed: bool, buffed
     return moved_x * moved_x + moved_z * moved_z < least * least
 
 
-@kernel
+@inlined
 def remember(numbers: Numbers, slots: Slots, b: int) -> int:
     """Count the visit of the hero's cell; returns its visits before, at most MEMORY_CAP."""
     row = slots.position[b, 1] // CELL_UNITS + numbers.view_radius
@@ -310,23 +310,23 @@ def remember(numbers: Numbers, slots: Slots, b: int) -> int:
     return visits
 
 
-@kernel
+@inlined
 def weights_of(slots: Slots, b: int) -> Weights:
     """The reward terms of slot b's episode by name."""
-    row = slots.weights[b]
+    w = slots.weights
     return Weights(
-        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7],
-        row[8], row[9], row[10], row[11], row[12], row[13], row[14], row[15],
+        w[b, 0], w[b, 1], w[b, 2], w[b, 3], w[b, 4], w[b, 5], w[b, 6], w[b, 7],
+        w[b, 8], w[b, 9], w[b, 10], w[b, 11], w[b, 12], w[b, 13], w[b, 14], w[b, 15],
     )  # fmt: skip
 
 
-@kernel
+@inlined
 def gained_cells(before: int, after: int) -> int:
     """By how many cells a grid distance shrank; 0 where there is no way."""
     return 0 if before == UNREACHABLE or after == UNREACHABLE else before - after
 
 
-@kernel
+@inlined
 def most_gained(before: Array, after: Array, treasures: int) -> int:
     """Cells gained on the treasure that the step approached most, from distances [K] before and after it."""
     most = -UNREACHABLE
@@ -336,7 +336,7 @@ def most_gained(before: Array, after: Array, treasures: int) -> int:
     return most
 
 
-@kernel
+@inlined
 def approach(weights: Weights, before: Array, after: Array, treasures: int, flashed: bool) -> float:
     """Reward for the cells that a step gained, from grid distances [K] before and after it and the treasures before."""
     goals = treasures if treasures else 1 << END_ID
@@ -348,7 +348,7 @@ def approach(weights: Weights, before: Array, after: Array, treasures: int, flas
     return reward * (weights.flash_factor if flashed else 1.0)
 
 
-@kernel
+@inlined
 def wall_and_repeat(weights: Weights, flashed: bool, hit: bool, visits: int) -> float:
     """Reward for meeting a wall, and for ending in a cell that had that many visits."""
     reward = 0.0
@@ -359,7 +359,7 @@ def wall_and_repeat(weights: Weights, flashed: bool, hit: bool, visits: int) -> 
     return reward
 
 
-@kernel
+@inlined
 def total_worth(slots: Slots, b: int, treasures: int) -> float:
     """Sum of the worths of a set of treasures: how many they are, unless treasures are dynamic."""
     total = 0.0
@@ -369,7 +369,7 @@ def total_worth(slots: Slots, b: int, treasures: int) -> float:
     return total
 
 
-@kernel
+@inlined
 def set_worths(slots: Slots, b: int) -> None:
     """How much each treasure of the episode that begins is worth: more where it was missed more often of late."""
     slots.worth[b].fill(1.0)
@@ -391,14 +391,14 @@ def set_worths(slots: Slots, b: int) -> None:
             slots.worth[b, k] = 1.0 + strength * (worth - 1.0)
 
 
-@kernel
+@inlined
 def count_misses(slots: Slots, b: int) -> None:
     """Remember which treasures the finished episode left behind."""
     for k in range(slots.misses.shape[1]):
         slots.misses[b, k] += (slots.treasures[b] >> k) & 1
 
 
-@kernel
+@inlined
 def count_down(slots: Slots, b: int) -> None:
     """Advance the slot's step counter and run down its timers."""
     slots.steps[b] += 1
@@ -407,7 +407,7 @@ def count_down(slots: Slots, b: int) -> None:
     slots.buff_wait[b] = max(0, slots.buff_wait[b] - 1)
 
 
-@kernel
+@inlined
 def reach_end(weights: Weights, slots: Slots, b: int) -> float:
     """Finish the episode; returns the reward for that and for what was left behind."""
     slots.status[b] = FINISHED
@@ -419,7 +419,7 @@ def reach_end(weights: Weights, slots: Slots, b: int) -> float:
     return reward
 
 
-@kernel
+@inlined
 def trigger(numbers: Numbers, weights: Weights, slots: Slots, b: int, touched: int) -> float:
     """Treasures, buff and end for the points touched in this step, counters and time-out; returns their reward."""
     collected = wide(slots.treasures[b]) & touched
@@ -441,7 +441,7 @@ def trigger(numbers: Numbers, weights: Weights, slots: Slots, b: int, touched: i
     return reward
 
 
-@kernel
+@inlined
 def step_slot(numbers: Numbers, maps: Maps, slots: Slots, b: int, action: int) -> float:
     """Play one action in slot b; returns its reward."""
     m = wide(slots.map_index[b])
@@ -469,7 +469,7 @@ def step_slot(numbers: Numbers, maps: Maps, slots: Slots, b: int, action: int) -
     return reward + wall_and_repeat(weights, flashed, hit, remember(numbers, slots, b))
 
 
-@kernel
+@inlined
 def loses_score(slots: Slots, b: int) -> bool:
     """Whether the score of the step just played is lost: a fault made on request."""
     if slots.score_info_fault[b] == 0.0:
@@ -549,7 +549,7 @@ def draw_start(numbers: Numbers, random_start: float, walkable: Array, points: A
     return x, z
 
 
-@kernel
+@inlined
 def take_options(options: EpisodeOptions, slots: Slots, b: int) -> None:
     """The options that slot b's next episode keeps to its end."""
     slots.max_step[b] = options.max_step
@@ -557,7 +557,7 @@ def take_options(options: EpisodeOptions, slots: Slots, b: int) -> None:
     slots.weights[b, :] = options.weights
 
 
-@kernel
+@inlined
 def reset_slot(numbers: Numbers, maps: Maps, slots: Slots, options: EpisodeOptions, b: int, seed: Any) -> None:
     """Begin an episode in slot b."""
     m = wide(draw(seed, 0) * maps.walkable.shape[0])
@@ -599,7 +599,7 @@ def copy_row(source: Array, target: Array) -> None:
         target[i] = source[i]
 
 
-@kernel
+@inlined
 def observe_map(numbers: Numbers, maps: Maps, slots: Slots, b: int, planes: Array) -> None:
     """Write obstacle, memory, treasure and end planes uint8 [4, 2r+1, 2r+1], centred on the hero.
 
@@ -631,7 +631,7 @@ def scaled_distance(numbers: Numbers, distance: Array, k: int, present: bool) ->
     return min(1.0, distance[k] / numbers.distance_scale) if present else 1.0
 
 
-@kernel
+@inlined
 def observe_vector(numbers: Numbers, maps: Maps, slots: Slots, b: int, vector: Array) -> None:
     """Write position 2, treasure present P, treasure distance P, buff present and distance, end distance."""
     m = slots.map_index[b]
