@@ -80,6 +80,18 @@ def test_a_value_that_the_environment_refuses_is_told_before_training_begins(run
         quick_train(Paced, run_dir, {"curriculum": {"length": [3, 0]}}, backend="serial")
 
 
+@pytest.mark.parametrize("vectorization", ["native", "single"])
+def test_the_built_in_games_take_options_either_way(vectorization, run_dir):
+    table = {"n_treasures": [1, 4], "max_step": 20, "reward.step": [0.0, -0.2]}
+    settings = {"curriculum": {**table, "max_step": [20]}, "env.vectorization": vectorization}
+    quick_train("millrace/RealmMini-v0", run_dir, settings, backend="serial", total_env_steps=8000)
+    rows = rows_of(run_dir)
+    before = [row for row in rows if 2000 < row["env_steps"] < 4000]
+    assert all(row["game/treasures"] + row["game/treasures_missed"] == 1 for row in before)
+    assert rows[-1]["game/treasures"] + rows[-1]["game/treasures_missed"] == 4
+    assert rows[-1]["option/reward.step"] == -0.2
+
+
 def test_vector_environments_cannot_take_options(run_dir):
     with pytest.raises(EnvError, match=r"env\.vectorization=single"):
         quick_train("CartPole-v1", run_dir, {"curriculum": {"low": [0.1]}}, backend="serial")

@@ -168,7 +168,7 @@ class EnvMaker:
             spaces = single.observation_space, single.action_space
             single.close()
             game = make_game(GAME_SIZES[self.config.id], num_slots, **kwargs)
-        return GameSlots(game, spaces, seed_of)
+        return GameSlots(game, spaces, seed_of, self.config.on_bad_value)
 
 
 def find_spec(env_id: str) -> Any:
