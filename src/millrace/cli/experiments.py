@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millrace.cli.output import number, print_table, seconds
@@ -43,12 +44,12 @@ def print_seeds(result: SeedsResult) -> None:
     print()
     print_table([_seed_row(record) for record in result.results], SEED_HEADER)
     print()
-    rows = [("over seeds", f"{_over_seeds(result.spread)}, of {result.spread.count} finished")]
+    rows = [("over seeds", _over_seeds(result.spread, len(result.results)))]
     curve = result.mean_curve()
     if len(curve):
         step = max(1, len(curve) // SPARK_POINTS)
         rows.append(("curve", f"{sparkline(list(curve[::step]))} {number(curve[0])} .. {number(curve[-1])}"))
-    print_table([*rows, ("files", f"{result.run_dir}: summary.json, curves.png, seed_N/")])
+    print_table([*rows, ("files", _files(result.run_dir, "summary.json", "curves.png", "seed_*"))])
     _print_errors([(f"seed {record.seed}", record) for record in result.results])
     if result.exit_code:
         print(f"\nthe same command with --run-dir {result.run_dir} goes on with what is not finished")
@@ -63,11 +64,17 @@ def _seed_row(record: RunRecord) -> list[str]:
     return [str(record.seed), *returns, *speed, record.state, str(record.run_dir)]
 
 
-def _over_seeds(spread: Spread) -> str:
+def _over_seeds(spread: Spread, num_seeds: int) -> str:
+    if not spread.count:
+        return f"none of {num_seeds} finished"
     return (
         f"mean {number(spread.mean)}, deviation {number(spread.deviation)}, "
-        f"range {number(spread.lowest)} .. {number(spread.highest)}"
+        f"range {number(spread.lowest)} .. {number(spread.highest)}, {spread.count} of {num_seeds} finished"
     )
+
+
+def _files(directory: Path, *patterns: str) -> str:
+    return f"{directory}: {', '.join(name for name in patterns if any(directory.glob(name)))}"
 
 
 def print_sweep(result: SweepResult) -> None:
@@ -91,7 +98,7 @@ def print_sweep(result: SweepResult) -> None:
         ],
         header,
     )
-    print(f"\nfiles  {result.run_dir}: table.json, table.csv, curves.png, trial_NNN/seed_N/")
+    print("\nfiles ", _files(result.run_dir, "table.json", "table.csv", "curves.png", "trial_*"))
     if result.best is not None:
         print(f"\nthe best, {result.best.run_dir}:\n\n{as_toml(result.best.settings)}")
     _print_errors([(f"trial {trial.number}, seed {run.seed}", run) for trial in result.trials for run in trial.runs])

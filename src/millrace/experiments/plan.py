@@ -71,7 +71,7 @@ def read_plan(path: str | Path) -> tuple[Config, SweepConfig]:
         ConfigError: the file cannot be read, or a key is unknown, with the nearest one, or of the wrong type.
     """
     content = read_toml(path)
-    if "sweep" not in content:
+    if not isinstance(content.get("sweep"), Mapping):
         raise ConfigError(
             f"{path} has no table [sweep]; see docs/experiments.md, or train on it: millrace train {path}"
         )
@@ -110,15 +110,14 @@ def _choice(base: Config, name: str, value: Any) -> list[Any] | Span:
     where = "sweep.settings"
     if name in ("seed", "run_dir"):
         raise ConfigError(f"{where}: {name} is each run's own; sweep.seeds says how many seeds a trial has")
+    if name not in set(setting_names()):
+        base.replace({name: value}, where)  # which says so, with the nearest name
     if isinstance(value, list) and value:
         return [look_up(base.replace({name: item}, where), name) for item in value]
     if not isinstance(value, Mapping):
-        base.replace({name: value}, where)  # an unknown name is the first thing to tell
         raise ConfigError(
             f"{where}: {name}={value!r} must be a list of values or a range such as {{low = 1, high = 9}}"
         )
-    if name not in set(setting_names()):
-        base.replace({name: dict(value)}, where)
     return _span(base, name, value)
 
 
