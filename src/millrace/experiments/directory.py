@@ -10,7 +10,7 @@ from typing import Any
 from millrace import system
 from millrace.config import Config, look_up, setting_names
 from millrace.errors import ConfigError, MillraceError
-from millrace.experiments.records import plain
+from millrace.experiments.records import jsonable
 
 SETTINGS = "settings.toml"
 
@@ -58,7 +58,7 @@ class ExperimentDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Replace a summary, whole or not at all."""
-        self.write_text(name, json.dumps(plain(content), indent=1) + "\n")
+        self.write_text(name, json.dumps(jsonable(content), indent=1) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
         aside = self.path / f"{name}.new"

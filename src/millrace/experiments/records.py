@@ -59,7 +59,7 @@ class RunRecord:
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it: no figure is null."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: jsonable(getattr(self, field.name)) for field in fields(self)}
 
 
 def read_record(seed: int, run_dir: Path) -> RunRecord:
@@ -144,12 +144,12 @@ def spread(values: list[float]) -> Spread:
     return Spread(known.size, float(known.mean()), deviation, float(known.min()), float(known.max()))
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """A value as JSON can hold it: paths as text, nan as null."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and value != value else value

@@ -19,7 +19,7 @@ from millrace.experiments.jobs import Job, seeds_from, share_cores
 from millrace.experiments.picture import MOST_LINES
 from millrace.experiments.plan import LOWER_IS_BETTER, Settings, SweepConfig, make_trials, read_plan
 from millrace.experiments.progress import make_progress
-from millrace.experiments.records import RunRecord, Spread, plain, spread
+from millrace.experiments.records import RunRecord, Spread, jsonable, spread
 from millrace.experiments.seeds import CURVES, draw, seed_job
 from millrace.rundir import new_run_path
 
@@ -52,9 +52,9 @@ class Trial:
 
     def plain(self) -> dict[str, Any]:
         """As in `table.json`."""
-        own = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        own = {field.name: jsonable(getattr(self, field.name)) for field in dataclasses.fields(self)}
         runs = [record.plain() for record in self.runs]
-        return {**own, "metric": plain(dataclasses.asdict(self.metric)), "runs": runs}
+        return {**own, "metric": jsonable(dataclasses.asdict(self.metric)), "runs": runs}
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _check_trials(path: Path, trials: list[Settings]) -> None:
     table = json.loads((path / TABLE).read_text(encoding="utf-8"))
     before = {trial["number"]: trial["settings"] for trial in table["trials"]}
     for number, trial in enumerate(trials):
-        if number in before and before[number] != plain(trial):
+        if number in before and before[number] != jsonable(trial):
             raise ConfigError(
                 f"{path} was begun with other values: trial {number} had {before[number]} and now has {trial}; "
                 "give the same [sweep] to continue it (a random one may have more draws), or choose another --run-dir"
