@@ -228,7 +228,7 @@ def test_the_best_settings_come_as_toml_that_reads_back(tmp_path):
 
 
 def test_a_directory_takes_the_same_settings_again_and_no_others(tmp_path):
-    config = Config().replace({"ppo.clip": 0.1, "run_dir": "x"})
+    config = Config().replace({"ppo.clip": 0.1, "run_dir": "x", "env.kwargs": {"sizes": (1, 2)}})
     with ExperimentDirectory(tmp_path / "all") as directory:
         directory.settle(config)
         directory.settle(config.replace({"seed": 5, "metrics.console": "json", "run_dir": "y"}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace import system
-from millrace.config import Config, look_up, setting_names
+from millrace.config import Config, look_up, parse_toml, setting_names
 from millrace.errors import ConfigError, MillraceError
 from millrace.experiments.records import jsonable
 
@@ -48,6 +48,7 @@ class ExperimentDirectory:
             file.write_text(config.to_toml(), encoding="utf-8")
             return
         before = Config.from_toml(file)
+        config = Config().replace(parse_toml(config.to_toml()))  # a tuple among arguments reads back as a list
         for name in setting_names():
             old, new = look_up(before, name), look_up(config, name)
             if old != new:

@@ -22,18 +22,23 @@ Stats = dict[str, float]
 class Gradients(Protocol):
     """Computes gradients over one batch: `prepare` once an update, `shuffle` once an epoch."""
 
-    def prepare(self, rows: Rows) -> None: ...
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
+        """Take the rows of an update; and the recurrent state [B, S] before them, for networks with recurrence."""
 
-    def shuffle(self, index: Tensor) -> None:
-        """Put the prepared rows into the order of `index` [N]."""
+    def shuffle(self, generator: torch.Generator) -> None:
+        """Put the prepared rows into random order."""
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
 
 
 def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
-    """By hand where the network is ours and dense, on one CPU thread; else by autograd."""
+    """By hand where the network is ours and dense, on one CPU thread; else by autograd, over sequences if need be."""
     network = policy.network
+    if policy.state_size:
+        from millrace.learner.sequences import SequenceGradients
+
+        return SequenceGradients(policy, parameters, config)
     on_cpu = parameters.vector.device.type == "cpu"
     if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1:
         return DenseGradients(policy, network, config)
@@ -48,15 +53,23 @@ class AutogradGradients:
         self._rows: Rows
         self._shuffled: Rows
 
-    def prepare(self, rows: Rows) -> None:
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
         self._rows = rows
 
-    def shuffle(self, index: Tensor) -> None:
+    def shuffle(self, generator: torch.Generator) -> None:
+        self._take(torch.randperm(len(self._rows), generator=generator))
+
+    def _take(self, index: Tensor) -> None:
         self._shuffled = self._rows.take(index.to(self._rows.weight.device))
+
+    def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Parameters and values of the rows first..last-1 of the present order."""
+        params, value = self._policy(rows.seen())
+        return params, value
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         config, rows = self._config, self._shuffled.slice(first, last)
-        params, value = self._policy(rows.observation)
+        params, value = self._forward(rows, first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage

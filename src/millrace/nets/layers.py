@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from millrace.nets.inputs import module_name
 from millrace.types import ActionSpec
@@ -29,6 +30,11 @@ def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:
     """Linear layers between successive widths."""
     pairs = itertools.pairwise(widths)
     return nn.ModuleList(orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)) for fan_in, fan_out in pairs)
+
+
+def side_by_side(observation: dict[str, Tensor], keys: list[str]) -> Tensor:
+    """[N, inputs] of several observation arrays, flattened."""
+    return torch.cat([observation[key].reshape(len(observation[key]), -1) for key in keys], dim=1)
 
 
 class ByKey(nn.Module):
