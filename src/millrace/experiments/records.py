@@ -117,7 +117,8 @@ def _steps_per_second(rows: list[Row]) -> float:
     first, last = rows[0], rows[-1]
     if len(rows) == 1:
         return float(last.get("steps_per_second", NAN))
-    return float(last["env_steps"] - first["env_steps"]) / max(last["time_s"] - first["time_s"], 1e-9)
+    passed_s = max(last["time_s"] - first["time_s"], 1e-9)
+    return float((last["env_steps"] - first["env_steps"]) / passed_s)
 
 
 @dataclass(frozen=True)
