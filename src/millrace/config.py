@@ -110,8 +110,8 @@ class NetConfig:
     """Non-linearity of the dense layers."""
     shared: bool = False
     """One trunk for actor and critic; images always share their encoder."""
-    image: Literal["auto", "cnn", "flat"] = "auto"
-    """`flat` feeds images to the dense layers as numbers; auto takes flat up to 2048 numbers, else convolutions."""
+    image: Literal["auto", "small", "nature", "impala", "flat"] = "auto"
+    """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
 
