@@ -154,7 +154,7 @@ def test_flat_parameters_keep_weights_channels_last_and_the_policy_as_it_was():
     policy(rows)[1].sum().backward()
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     expected = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    torch.testing.assert_close(parameters.clip_grad(1e9), expected)
+    torch.testing.assert_close(parameters.clip_grad(1e9), expected, rtol=1e-4, atol=0.0)
 
 
 def test_heads_stay_in_float32_where_the_body_does_not():
