@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.errors import ConfigError
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
@@ -32,12 +34,31 @@ class Gradients(Protocol):
 
 
 def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
-    """By hand where the network is ours and dense, on one CPU thread; else by autograd."""
+    """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd."""
     network = policy.network
     on_cpu = parameters.vector.device.type == "cpu"
-    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1:
+    is_plain = config.precision == "fp32" and not config.compile
+    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
         return DenseGradients(policy, network, config)
     return AutogradGradients(policy, parameters, config)
+
+
+def compiled(policy: Policy) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The policy's forward, compiled at its first call; parameters and their names stay the policy's own.
+
+    Raises:
+        ConfigError: there is no compiler.
+    """
+    forward = torch.compile(policy)
+
+    def call(observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        try:
+            outputs: tuple[Tensor, Tensor] = forward(observation)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise ConfigError(f"ppo.compile: {error.inner_exception}; ppo.compile=false needs no compiler") from error
+        return outputs
+
+    return call
 
 
 class AutogradGradients:
@@ -45,6 +66,10 @@ class AutogradGradients:
 
     def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
+        self._forward = compiled(policy) if config.compile else policy
+        self._autocast = torch.autocast(
+            parameters.vector.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
         self._rows: Rows
         self._shuffled: Rows
 
@@ -56,7 +81,8 @@ class AutogradGradients:
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         config, rows = self._config, self._shuffled.slice(first, last)
-        params, value = self._policy(rows.observation)
+        with self._autocast:
+            params, value = self._forward(rows.observation)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage
