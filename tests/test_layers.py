@@ -20,6 +20,7 @@ ALL = "*"
 KNOWS: dict[str, set[str] | str] = {
     "errors": set(),
     "types": {"errors"},
+    "curriculum": {"types"},
     "config": {"errors", "types"},  # types for `require`
     "system": {"errors"},
     "ops": {"types"},

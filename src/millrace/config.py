@@ -33,6 +33,7 @@ SHORT_NAMES = {
     "max_policy_lag": "collect.max_policy_lag",
     "worker_nice": "collect.worker_nice",
     "max_episode_steps": "env.max_episode_steps",
+    "curriculum": "curriculum",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
 
@@ -51,11 +52,14 @@ class EnvConfig:
     """Truncate episodes after this many steps; 0 = what the environment says."""
     vectorization: Literal["auto", "native", "single"] = "auto"
     """`native` uses the game's own vector form, `single` one object per copy; auto takes native where there is one."""
+    frame_stack: int = 0
+    """The latest frames that the policy sees, each stored once; 0 = auto: 4 for Atari (`ALE/...`), else 1."""
     on_bad_value: Literal["count", "refuse"] = "count"
     """A missing or non-finite reward or observation ends that episode and is counted, or ends the run."""
 
     def __post_init__(self) -> None:
         require(bool(self.id), "env.id is empty; name an environment, for example CartPole-v1")
+        require(self.frame_stack >= 0, f"env.frame_stack={self.frame_stack} must be 0 (auto) or more")
         require(self.max_episode_steps >= 0, f"env.max_episode_steps={self.max_episode_steps} must be 0 or more")
 
 
@@ -114,8 +118,13 @@ class NetConfig:
     """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """Recurrence between the encoder and the heads, for games whose observation does not tell everything."""
+    memory_size: int = 128
+    """Width of the recurrent layer."""
 
     def __post_init__(self) -> None:
+        require(self.memory_size > 0, f"net.memory_size={self.memory_size} must be above 0")
         require(all(width > 0 for width in self.hidden), f"net.hidden={self.hidden} must be positive widths")
 
 
@@ -262,6 +271,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    curriculum: dict[str, Any] = field(default_factory=dict)
+    """Environment options over training progress: `n_treasures = ["norm", 13]`, `{from = 0, to = 1, until = 0.5}`."""
     total_env_steps: int = 500_000
     """Environment transitions after which the run is complete; schedules go by it."""
     seed: int = 0

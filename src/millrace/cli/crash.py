@@ -93,7 +93,7 @@ def play_slot(crash: Crash, number: int) -> int:
     env = crash.maker.make_single()
     space = getattr(env, "single_action_space", env.action_space)
     convert = action_converter(space)
-    env.reset(seed=entry["seed"])
+    env.reset(seed=entry["seed"], options=entry.get("options") or None)
     for step, action in enumerate(entry["actions"]):
         _, reward, terminated, truncated, _ = env.step(convert(np.array(action)))
         if reward is None or not np.isfinite(float(reward)):

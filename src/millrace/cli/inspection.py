@@ -112,7 +112,7 @@ class _RandomPlay:
             slot = int(np.flatnonzero(~mask.any(-1))[0])
             seed = int(self.env.episode_seeds()[slot])
             raise EnvError(f"slot {slot}, episode seed {seed}: the action mask allows no action")
-        return self._choose(self.row.observation, mask)
+        return self._choose(self.row.observation, mask, np.zeros(self.env.num_slots, bool))
 
     def step(self, actions: Array) -> None:
         self.row = self._rows[1]

@@ -48,9 +48,10 @@ def _record(policy: LoadedPolicy, env: Any, seed: int, deterministic: bool) -> t
     episode_return, done = 0.0, False
     try:
         observation, info = env.reset(seed=seed)
+        state = policy.new_state()
         while not done and len(frames) < MAX_FRAMES:
             frames.append(_frame(env))
-            action = policy.act(observation, action_mask=info.get(MASK_KEY), deterministic=deterministic)
+            action = policy.act(observation, state, action_mask=info.get(MASK_KEY), deterministic=deterministic)
             observation, reward, terminated, truncated, info = env.step(action)
             episode_return += float(reward)
             done = terminated or truncated

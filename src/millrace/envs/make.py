@@ -18,9 +18,11 @@ from millrace.envs.game_slots import GameSlots
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SeedOf, SlotEnv, episode_seed
 from millrace.envs.registration import GAME_SIZES, register_envs
+from millrace.envs.spaces import with_stack
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 
+ATARI_STACK = 4  # Mnih et al. 2015
 EXTRAS = {"ale_py": "atari", "stable_retro": "retro", "mujoco": "mujoco", "Box2D": "box2d", "pygame": "render"}
 
 
@@ -45,11 +47,25 @@ class EnvMaker:
         if self._native() and self.config.id not in GAME_SIZES:
             vector_env = self._make_native_vector(num_slots)
             if vector_env is not None:
-                return VectorSlots(vector_env, seed, self.config.on_bad_value)
+                return self._stacked(VectorSlots(vector_env, seed, self.config.on_bad_value))
         return self.make_seeded(num_slots, lambda slot, episode: episode_seed(seed, slot, episode))
 
     def make_seeded(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         """Copies whose every episode has the seed that `seed_of` says; a user's own vector environment cannot."""
+        return self._stacked(self._make_seeded(num_slots, seed_of))
+
+    def _stacked(self, env: SlotEnv) -> SlotEnv:
+        """The environment, described with as many frames as the policy is to see."""
+        if self.frame_stack > 1:
+            env.spec = with_stack(env.spec, self.frame_stack)
+        return env
+
+    @property
+    def frame_stack(self) -> int:
+        """Frames that the policy sees of an observation."""
+        return self.config.frame_stack or (ATARI_STACK if self.config.id.startswith("ALE/") else 1)
+
+    def _make_seeded(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         if self._native() and self.config.id in GAME_SIZES:
             return self._make_game(num_slots, seed_of)
         first = self.make_single()
@@ -152,7 +168,7 @@ class EnvMaker:
             spaces = single.observation_space, single.action_space
             single.close()
             game = make_game(GAME_SIZES[self.config.id], num_slots, **kwargs)
-        return GameSlots(game, spaces, seed_of)
+        return GameSlots(game, spaces, seed_of, self.config.on_bad_value)
 
 
 def find_spec(env_id: str) -> Any:

@@ -17,6 +17,7 @@ from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.policy import Policy
 from millrace.ops import losses
 from millrace.ops.distributions import log_prob_and_entropy
+from millrace.types import require
 
 Stats = dict[str, float]
 
@@ -24,18 +25,28 @@ Stats = dict[str, float]
 class Gradients(Protocol):
     """Computes gradients over one batch: `prepare` once an update, `shuffle` once an epoch."""
 
-    def prepare(self, rows: Rows) -> None: ...
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
+        """Take the rows of an update; and the recurrent state [B, S] before them, for networks with recurrence."""
 
-    def shuffle(self, index: Tensor) -> None:
-        """Put the prepared rows into the order of `index` [N]."""
+    def shuffle(self, generator: torch.Generator) -> None:
+        """Put the prepared rows into random order."""
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
 
 
 def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
-    """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd."""
+    """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd.
+
+    Raises:
+        ConfigError: `ppo.compile` with recurrence, whose sequences have a new shape in every minibatch.
+    """
     network = policy.network
+    if policy.state_size:
+        require(not config.compile, "ppo.compile does not take networks with memory; use ppo.compile=false")
+        from millrace.learner.sequences import SequenceGradients
+
+        return SequenceGradients(policy, parameters, config)
     on_cpu = parameters.vector.device.type == "cpu"
     is_plain = config.precision == "fp32" and not config.compile
     if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
@@ -66,23 +77,31 @@ class AutogradGradients:
 
     def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
-        self._forward = compiled(policy) if config.compile else policy
+        self._network = compiled(policy) if config.compile else policy
         self._autocast = torch.autocast(
             parameters.vector.device.type, torch.bfloat16, enabled=config.precision == "bf16"
         )
         self._rows: Rows
         self._shuffled: Rows
 
-    def prepare(self, rows: Rows) -> None:
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
         self._rows = rows
 
-    def shuffle(self, index: Tensor) -> None:
+    def shuffle(self, generator: torch.Generator) -> None:
+        self._take(torch.randperm(len(self._rows), generator=generator))
+
+    def _take(self, index: Tensor) -> None:
         self._shuffled = self._rows.take(index.to(self._rows.weight.device))
+
+    def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Parameters and values of the rows first..last-1 of the present order."""
+        params, value = self._network(rows.seen())
+        return params, value
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         config, rows = self._config, self._shuffled.slice(first, last)
         with self._autocast:
-            params, value = self._forward(rows.observation)
+            params, value = self._forward(rows, first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from millrace.config import NetConfig
-from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys
+from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys, state_size
 from millrace.types import Array, SlotSpec
 
 WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]  # name and shape of each part of the flat weights, in order
@@ -17,13 +17,23 @@ OBSERVATION_CLIP = 10.0
 
 
 class Actor(Protocol):
-    """A policy copy that only acts."""
+    """A policy copy that only acts.
+
+    Attributes:
+        state_size: S, the numbers of recurrent state that a slot needs.
+    """
+
+    state_size: int
 
     def load(self, weights: Array) -> None:
         """Take the flat float32 weights."""
 
-    def forward(self, observation: dict[str, Array]) -> tuple[Array, Array]:
-        """Raw observations [B, ...] to distribution parameters [B, P] and values [B], float32."""
+    def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
+        """Raw observations as seen [B, ...] to distribution parameters [B, P] and values [B], float32.
+
+        Args:
+            state: [B, S] recurrent state, overwritten with the next one; None for networks without.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,12 @@ class ActorMaker:
     @property
     def needs_torch(self) -> bool:
         """Dense networks run in NumPy, three times faster at these sizes and without torch's memory."""
-        return self.network is not None or bool(image_keys(self.spec, self.net))
+        return self.network is not None or bool(image_keys(self.spec, self.net)) or self.net.memory != "none"
+
+    @property
+    def state_size(self) -> int:
+        """S, the numbers of recurrent state that one slot needs."""
+        return state_size(self.net) if self.network is None else int(getattr(self.network, "state_size", 0))
 
     def make(self) -> Actor:
         if not self.needs_torch:
@@ -55,6 +70,8 @@ class ActorMaker:
 
 class NumpyActor:
     """The dense policy of `millrace.nets.policy` in NumPy."""
+
+    state_size = 0
 
     def __init__(self, spec: SlotSpec, net: NetConfig, index: WeightsIndex, normalize_observation: bool) -> None:
         self._spec = spec
@@ -76,7 +93,7 @@ class NumpyActor:
             first += size
         self._log_std = self._parts.get("log_std")
 
-    def forward(self, observation: dict[str, Array]) -> tuple[Array, Array]:
+    def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
         x = self._inputs(observation)
         hidden = [self._dense(trunk, x) for trunk in self._trunks]
         parts = self._parts
@@ -107,7 +124,9 @@ class NumpyActor:
         if key in self._normalized:
             name = f"normalizer.{module_name(key)}"
             offset, factor = self._parts[f"{name}.offset"], self._parts[f"{name}.factor"]
-            return np.clip((flat - offset.ravel()) * factor.ravel(), -OBSERVATION_CLIP, OBSERVATION_CLIP)
+            # Broadcast over the frames of a stack, if there is one.
+            normalized = (array.astype(np.float32, copy=False) - offset) * factor
+            return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP).reshape(flat.shape)
         return flat * np.float32(spec.scale) if spec.scale != 1.0 else flat
 
 

@@ -50,3 +50,8 @@ def module_name(key: str) -> str:
 def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
     """Observations that running statistics normalise: floating-point ones, where that is switched on."""
     return [key for key, array in spec.observation.items() if enabled and array.dtype.startswith("float")]
+
+
+def state_size(net: NetConfig) -> int:
+    """S, the numbers of recurrent state that a slot needs: an LSTM carries its cell besides its output."""
+    return {"none": 0, "gru": net.memory_size, "lstm": 2 * net.memory_size}[net.memory]

@@ -44,6 +44,11 @@ class Head(nn.Linear):
             return super().forward(x.float())
 
 
+def side_by_side(observation: dict[str, Tensor], keys: list[str]) -> Tensor:
+    """[N, inputs] of several observation arrays, flattened."""
+    return torch.cat([observation[key].reshape(len(observation[key]), -1) for key in keys], dim=1)
+
+
 class ByKey(nn.Module):
     """Modules by observation key; `nn.ModuleDict` refuses keys with dots, and `items` and other names of its own."""
 

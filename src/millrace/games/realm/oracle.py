@@ -344,7 +344,7 @@ def make_plan(
         if (wanted >> k) & 1 and here[FLASH_READY, k] < FAR / 2:
             items[count] = k
             count += 1
-    left = numbers.max_step - wide(slots.steps[b])
+    left = wide(slots.max_step[b]) - wide(slots.steps[b])
     plans.target[b], plans.layer[b] = choose_plan(numbers, tables.leg[m], here, items[:count], flash, left, spare_share)
     plans.situation[b] = situation
 
