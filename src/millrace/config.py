@@ -20,6 +20,8 @@ from millrace.errors import ConfigError
 from millrace.types import require
 
 RECIPES = Path(__file__).parent / "recipes"
+FAMILIES = {"ALE/": "atari"}
+"""Recipes whose settings are the defaults of all environments whose ids begin so."""
 
 SHORT_NAMES = {
     "total_env_steps": "total_env_steps",
@@ -304,7 +306,9 @@ class Config:
         near = difflib.get_close_matches(source, recipes, 1, cutoff=0.8)
         if near and ":" not in source:
             raise ConfigError(f"there is no recipe or environment {source!r}; did you mean the recipe {near[0]}?")
-        return Config().replace({"env.id": source})
+        family = next((recipe for prefix, recipe in FAMILIES.items() if source.startswith(prefix)), None)
+        config = Config.from_toml(RECIPES / f"{family}.toml") if family else Config()
+        return config.replace({"env.id": source})
 
     @staticmethod
     def from_toml(path: str | Path) -> Config:

@@ -11,6 +11,7 @@ import numpy as np
 from millrace.collect.collector import EnvRows
 from millrace.config import Config
 from millrace.deploy.evaluate import random_choice
+from millrace.envs.atari import AtariSlots
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow, SlotEnv
@@ -192,6 +193,8 @@ def _spaces(maker: EnvMaker) -> tuple[str, str]:
 def _form(env: SlotEnv) -> str:
     if isinstance(env, GameSlots):
         return "built-in game, all copies in one call"
+    if isinstance(env, AtariSlots):
+        return "ALE's vector form, every game with a seed of its own"
     if isinstance(env, VectorSlots):
         when = "at once" if env.same_step_reset else "in the next step"
         return f"its own vector form, which resets finished copies {when}"
