@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from millrace.config import NetConfig, PPOConfig
+from millrace.errors import ConfigError
 from millrace.learner.flat import FlatParameters
 from millrace.learner.gradients import AutogradGradients, make_gradients
 from millrace.learner.rows import Rows
@@ -69,6 +71,26 @@ def test_dense_networks_take_bfloat16_too():
     _, rounded = gradient(policy, PPOConfig(threads=1, precision="bf16"))
     assert not torch.equal(rounded, expected)
     assert float((rounded - expected).norm() / expected.norm()) < 0.03
+
+
+def test_networks_with_memory_take_bfloat16_and_are_not_compiled():
+    torch.manual_seed(0)
+    policy = Policy(VECTOR, NetConfig(memory="gru", memory_size=8))
+    grads = {}
+    for precision in ("fp32", "bf16"):
+        trained = copy.deepcopy(policy)
+        parameters = FlatParameters(trained.parameters())
+        config = PPOConfig(precision=precision, minibatch_size=NUM_ROWS)
+        gradients = make_gradients(trained, parameters, config)
+        rows = replace(make_rows(VECTOR), begins=torch.arange(NUM_ROWS) % 5 == 0)
+        gradients.prepare(rows, torch.zeros(4, 8))
+        gradients.shuffle(torch.Generator().manual_seed(0))
+        gradients.compute(0, NUM_ROWS, 0.2, wants_stats=False)
+        grads[precision] = parameters.grad.clone()
+    assert not torch.equal(grads["bf16"], grads["fp32"])
+    assert float((grads["bf16"] - grads["fp32"]).norm() / grads["fp32"].norm()) < 0.03
+    with pytest.raises(ConfigError, match=r"ppo.compile does not take networks with memory"):
+        make_gradients(policy, FlatParameters(policy.parameters()), PPOConfig(compile=True))
 
 
 @has_compiler
