@@ -34,6 +34,7 @@ WORKS = {
     "impala": (SlotSpec({"obs": STACK}, ActionSpec((6,))), NetConfig(image="impala")),
 }
 Work = tuple[SlotSpec, NetConfig]
+Table = dict[str, dict[str, dict[str, float]]]
 
 
 def observations(spec: SlotSpec, num_rows: int) -> dict[str, Tensor]:
@@ -171,7 +172,9 @@ def medians_ms(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str
     return {name: {"wall_ms": statistics.median(wall[name]), "cpu_ms": statistics.median(cpu[name])} for name in steps}
 
 
-def show(title: str, threads: int, figures: dict[str, dict[str, float]]) -> None:
+def measure(title: str, threads: int, steps: dict[str, Callable[[], object]], repeats: int, table: Table) -> None:
+    """Add to the table and print."""
+    table[f"{title}, {threads} threads"] = figures = medians_ms(steps, repeats)
     for name, found in figures.items():
         print(f"| {title} | {threads} | {name} | {found['wall_ms']:.1f} | {found['cpu_ms']:.1f} |", flush=True)
 
@@ -182,19 +185,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    table = {}
+    table: Table = {}
     print("| work | threads | variant | ms | ms of CPU |\n" + "| --- " * 5 + "|")
     for threads in map(int, arguments.threads.split(",")):
         torch.set_num_threads(threads)
-        parts = {name: candidates(work, arguments.compile) for name, work in WORKS.items()}
-        parts |= {
-            "bytes to floats": conversions(WORKS["nature"][0]),
-            "nature": parts["nature"] | actors(WORKS["nature"]),
-        }
-        for title, steps in parts.items():
-            figures = medians_ms(steps, arguments.repeats)
-            show(title, threads, figures)
-            table[f"{title}, {threads} threads"] = figures
+        for title, work in WORKS.items():
+            torch.compiler.reset()  # it gives up on a function that it has compiled eight times
+            steps = candidates(work, arguments.compile)
+            measure(title, threads, steps | (actors(work) if title == "nature" else {}), arguments.repeats, table)
+        measure("bytes to floats", threads, conversions(WORKS["nature"][0]), arguments.repeats, table)
     RESULTS.write_text(json.dumps({"machine": machine(), "batch": BATCH, "figures": table}, indent=1))
 
 

@@ -61,7 +61,7 @@ def inspect_env(config: Config) -> Inspection:
     maker = EnvMaker(config.env)
     probe = probe_env(maker)
     resolved = resolve(config, probe)
-    observation_space, action_space = _spaces(maker)
+    observation_space, action_space = map(str, probe.spaces)
     first = _RandomPlay(maker.make(COPIES, seed=1))
     second = _RandomPlay(maker.make(COPIES, seed=1))
     try:
@@ -179,15 +179,6 @@ def _measure(maker: EnvMaker, copies: int) -> tuple[float, _RandomPlay]:
         transitions += int(play.row.valid.sum())
     play.env.close()
     return transitions / max(stepping_s, 1e-9), play
-
-
-def _spaces(maker: EnvMaker) -> tuple[str, str]:
-    env = maker.make_single()
-    try:
-        prefix = "single_" if hasattr(env, "single_action_space") else ""
-        return str(getattr(env, f"{prefix}observation_space")), str(getattr(env, f"{prefix}action_space"))
-    finally:
-        env.close()
 
 
 def _form(env: SlotEnv) -> str:
