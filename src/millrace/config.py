@@ -20,6 +20,8 @@ from millrace.errors import ConfigError
 from millrace.types import require
 
 RECIPES = Path(__file__).parent / "recipes"
+FAMILIES = {"ALE/": "atari"}
+"""Recipes whose settings are the defaults of all environments whose ids begin so."""
 
 SHORT_NAMES = {
     "total_env_steps": "total_env_steps",
@@ -114,8 +116,8 @@ class NetConfig:
     """Non-linearity of the dense layers."""
     shared: bool = False
     """One trunk for actor and critic; images always share their encoder."""
-    image: Literal["auto", "cnn", "flat"] = "auto"
-    """`flat` feeds images to the dense layers as numbers; auto takes flat up to 2048 numbers, else convolutions."""
+    image: Literal["auto", "small", "nature", "impala", "flat"] = "auto"
+    """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
     memory: Literal["none", "gru", "lstm"] = "none"
@@ -180,6 +182,10 @@ class PPOConfig:
     """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
     threads: int = 0
     """CPU threads of the learner; 0 = auto: the cores that the workers leave."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the learner's layers in bfloat16; heads, loss, parameters and optimiser in float32."""
+    compile: bool = False
+    """The learner's network through `torch.compile`: 5 to 60 s at start, and a C++ compiler on a CPU."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"ppo.learning_rate={self.learning_rate} must be above 0")
@@ -300,7 +306,9 @@ class Config:
         near = difflib.get_close_matches(source, recipes, 1, cutoff=0.8)
         if near and ":" not in source:
             raise ConfigError(f"there is no recipe or environment {source!r}; did you mean the recipe {near[0]}?")
-        return Config().replace({"env.id": source})
+        family = next((recipe for prefix, recipe in FAMILIES.items() if source.startswith(prefix)), None)
+        config = Config.from_toml(RECIPES / f"{family}.toml") if family else Config()
+        return config.replace({"env.id": source})
 
     @staticmethod
     def from_toml(path: str | Path) -> Config:

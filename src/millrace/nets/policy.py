@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
 from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.encoders import channels_last_in_memory
 from millrace.nets.image_network import ImageNetwork
 from millrace.nets.inputs import image_keys, normalized_keys
 from millrace.nets.layers import ByKey
@@ -93,7 +94,8 @@ class Policy(nn.Module):
         if key in self.normalizer:
             normalized: Tensor = self.normalizer[key](array)
             return normalized
-        return array.float() * spec.scale if spec.scale != 1.0 else array.float()
+        x = channels_last_in_memory(array).float() if spec.is_image else array.float()
+        return x.mul_(spec.scale) if spec.scale != 1.0 else x  # only integers have a scale: x is a copy
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """The running statistics by observation key."""

@@ -9,7 +9,7 @@ from millrace.config import NetConfig
 from millrace.nets.dense_network import DenseBody
 from millrace.nets.image_network import ImageBody
 from millrace.nets.inputs import image_keys, state_size
-from millrace.nets.layers import num_outputs, orthogonal
+from millrace.nets.layers import Head, num_outputs
 from millrace.types import SlotSpec
 
 
@@ -27,8 +27,8 @@ class RecurrentNetwork(nn.Module):
         self.memory = layer(self.body.num_features, net.memory_size)
         for name, parameter in self.memory.named_parameters():
             nn.init.zeros_(parameter) if name.startswith("bias") else nn.init.orthogonal_(parameter, 1.0)
-        self.policy_head = orthogonal(nn.Linear(net.memory_size, num_outputs(spec.action)), 0.01)
-        self.value_head = orthogonal(nn.Linear(net.memory_size, 1), 1.0)
+        self.policy_head = Head(net.memory_size, num_outputs(spec.action), 0.01)
+        self.value_head = Head(net.memory_size, 1, 1.0)
 
     def forward(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `millrace.nets.policy.Network`."""
