@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -321,7 +321,7 @@ class Config:
 
     def replace(self, settings: Mapping[str, Any], where: str = "settings") -> Config:
         """These settings with some overruled: nested tables or dotted keys (`{"ppo.clip": 0.1}`)."""
-        return _replace(self, _nest(settings), where)
+        return replace_checked(self, _nest(settings), where)
 
 
 T = TypeVar("T")
@@ -360,6 +360,13 @@ def setting_names(config: Any = None, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def look_up(config: Any, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
 def _items(config: Any) -> list[tuple[str, Any]]:
     return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
 
@@ -378,24 +385,35 @@ def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _replace(config: T, settings: Mapping[str, Any], where: str, prefix: str = "") -> T:
+def replace_checked(
+    config: T, settings: Mapping[str, Any], where: str, prefix: str = "", known: Iterable[str] = ()
+) -> T:
+    """A dataclass of settings with some overruled.
+
+    Args:
+        prefix: of its names, where it is a table.
+        known: the names to suggest where one is unknown, if not those of `Config`.
+
+    Raises:
+        ConfigError: a name is unknown, with the nearest one, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in hints:
-            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name)}")
+            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name, known)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {prefix}{name} is a table of settings, not {value!r}")
-            changes[name] = _replace(current, value, where, f"{prefix}{name}.")
+            changes[name] = replace_checked(current, value, where, f"{prefix}{name}.", known)
         else:
             changes[name] = _checked(hints[name], value, f"{where}: {prefix}{name}")
     return typing.cast(T, dataclasses.replace(typing.cast(Any, config), **changes))
 
 
-def _suggestion(name: str) -> str:
-    names = list(setting_names())
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = list(known or setting_names())
     near = difflib.get_close_matches(name, names, 1) or [full for full in names if full.endswith("." + name)]
     return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
 

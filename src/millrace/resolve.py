@@ -107,8 +107,8 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
 def _ppo(config: Config, probe: Probe) -> PPOConfig:
     ppo, batch = config.ppo, batch_size_rows(config)
     threads = ppo.threads
-    if not threads and not image_keys(probe.spec, config.net) and config.net.memory == "none":
-        threads = 1  # dense networks learn by hand-written gradients, which want one thread
+    if not threads and not image_keys(probe.spec, config.net):
+        threads = 1  # without convolutions the pieces are too small to share, and another program stalls both
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))

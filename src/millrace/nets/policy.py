@@ -28,7 +28,7 @@ class Network(Protocol):
     A network with recurrence has an attribute `state_size`, the S numbers that it carries from step to step of a
     slot. Its `forward(observation, state, begins)` takes N = T x B rows, time-major, the state [B, S] before the
     first step, and `begins` [T, B] bool, true where an episode begins and the state is to be forgotten first; it
-    returns the last state [B, S] besides.
+    returns besides the state [B, S] after the step, which is used where T is 1.
     """
 
     def __call__(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
@@ -72,7 +72,7 @@ class Policy(nn.Module):
             begins: [T, B] bool, where an episode begins: the state is forgotten first.
 
         Returns:
-            Parameters [T * B, P], values [T * B], and the state [B, S] after the last step.
+            Parameters [T * B, P], values [T * B], and where T is 1 the state [B, S] after the step.
         """
         params, value, state = self.network(self._all_prepared(observation), state, begins)
         return self._with_deviations(params), value, state
