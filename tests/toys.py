@@ -342,3 +342,42 @@ class PileRounds(gym.vector.VectorEnv):
                 reward[theirs] -= gain
         terminated = np.repeat(self.is_over, 2)[: self.num_envs]
         return self._observe(), reward[: self.num_envs], terminated, np.zeros(self.num_envs, bool), {}
+
+
+class Recall(gym.Env):
+    """Shows a coin once and asks for it after `delay` more steps, without another look: reward 1 for the right side."""
+
+    def __init__(self, delay: int) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.delay, self.ticks, self.coin = delay, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.ticks, self.coin = 0, int(self.np_random.integers(2))
+        return np.array([2 * self.coin - 1, 0], np.float32), {}
+
+    def step(self, action):
+        self.ticks += 1
+        is_asked = self.ticks == self.delay
+        reward = float(action == self.coin) if self.ticks > self.delay else 0.0
+        return np.array([0, is_asked], np.float32), reward, self.ticks > self.delay, False, {}
+
+
+class Paced(Clock):
+    """A clock whose episodes last as long as the option `length` says, also when it changes between two of them."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        self.length = (options or {}).get("length", 1)
+        if not isinstance(self.length, int) or self.length < 1:
+            raise ValueError(f"length={self.length!r} must be a whole number above 0")
+        return observation, info
+
+
+class OpaquePaced(Paced):
+    """The same with an attribute that is no plain data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = object()

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,8 @@ from millrace.errors import ConfigError
 from millrace.types import require
 
 RECIPES = Path(__file__).parent / "recipes"
+FAMILIES = {"ALE/": "atari"}
+"""Recipes whose settings are the defaults of all environments whose ids begin so."""
 
 SHORT_NAMES = {
     "total_env_steps": "total_env_steps",
@@ -33,6 +35,7 @@ SHORT_NAMES = {
     "max_policy_lag": "collect.max_policy_lag",
     "worker_nice": "collect.worker_nice",
     "max_episode_steps": "env.max_episode_steps",
+    "curriculum": "curriculum",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
 
@@ -51,11 +54,14 @@ class EnvConfig:
     """Truncate episodes after this many steps; 0 = what the environment says."""
     vectorization: Literal["auto", "native", "single"] = "auto"
     """`native` uses the game's own vector form, `single` one object per copy; auto takes native where there is one."""
+    frame_stack: int = 0
+    """The latest frames that the policy sees, each stored once; 0 = auto: 4 for Atari (`ALE/...`), else 1."""
     on_bad_value: Literal["count", "refuse"] = "count"
     """A missing or non-finite reward or observation ends that episode and is counted, or ends the run."""
 
     def __post_init__(self) -> None:
         require(bool(self.id), "env.id is empty; name an environment, for example CartPole-v1")
+        require(self.frame_stack >= 0, f"env.frame_stack={self.frame_stack} must be 0 (auto) or more")
         require(self.max_episode_steps >= 0, f"env.max_episode_steps={self.max_episode_steps} must be 0 or more")
 
 
@@ -110,12 +116,17 @@ class NetConfig:
     """Non-linearity of the dense layers."""
     shared: bool = False
     """One trunk for actor and critic; images always share their encoder."""
-    image: Literal["auto", "cnn", "flat"] = "auto"
-    """`flat` feeds images to the dense layers as numbers; auto takes flat up to 2048 numbers, else convolutions."""
+    image: Literal["auto", "small", "nature", "impala", "flat"] = "auto"
+    """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """Recurrence between the encoder and the heads, for games whose observation does not tell everything."""
+    memory_size: int = 128
+    """Width of the recurrent layer."""
 
     def __post_init__(self) -> None:
+        require(self.memory_size > 0, f"net.memory_size={self.memory_size} must be above 0")
         require(all(width > 0 for width in self.hidden), f"net.hidden={self.hidden} must be positive widths")
 
 
@@ -171,6 +182,10 @@ class PPOConfig:
     """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
     threads: int = 0
     """CPU threads of the learner; 0 = auto: the cores that the workers leave."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the learner's layers in bfloat16; heads, loss, parameters and optimiser in float32."""
+    compile: bool = False
+    """The learner's network through `torch.compile`: 5 to 60 s at start, and a C++ compiler on a CPU."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"ppo.learning_rate={self.learning_rate} must be above 0")
@@ -258,6 +273,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    curriculum: dict[str, Any] = field(default_factory=dict)
+    """Environment options over training progress: `n_treasures = ["norm", 13]`, `{from = 0, to = 1, until = 0.5}`."""
     total_env_steps: int = 500_000
     """Environment transitions after which the run is complete; schedules go by it."""
     seed: int = 0
@@ -289,7 +306,9 @@ class Config:
         near = difflib.get_close_matches(source, recipes, 1, cutoff=0.8)
         if near and ":" not in source:
             raise ConfigError(f"there is no recipe or environment {source!r}; did you mean the recipe {near[0]}?")
-        return Config().replace({"env.id": source})
+        family = next((recipe for prefix, recipe in FAMILIES.items() if source.startswith(prefix)), None)
+        config = Config.from_toml(RECIPES / f"{family}.toml") if family else Config()
+        return config.replace({"env.id": source})
 
     @staticmethod
     def from_toml(path: str | Path) -> Config:
@@ -302,7 +321,7 @@ class Config:
 
     def replace(self, settings: Mapping[str, Any], where: str = "settings") -> Config:
         """These settings with some overruled: nested tables or dotted keys (`{"ppo.clip": 0.1}`)."""
-        return _replace(self, _nest(settings), where)
+        return replace_checked(self, _nest(settings), where)
 
 
 T = TypeVar("T")
@@ -341,6 +360,13 @@ def setting_names(config: Any = None, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def look_up(config: Any, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
 def _items(config: Any) -> list[tuple[str, Any]]:
     return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
 
@@ -359,24 +385,35 @@ def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _replace(config: T, settings: Mapping[str, Any], where: str, prefix: str = "") -> T:
+def replace_checked(
+    config: T, settings: Mapping[str, Any], where: str, prefix: str = "", known: Iterable[str] = ()
+) -> T:
+    """A dataclass of settings with some overruled.
+
+    Args:
+        prefix: of its names, where it is a table.
+        known: the names to suggest where one is unknown, if not those of `Config`.
+
+    Raises:
+        ConfigError: a name is unknown, with the nearest one, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in hints:
-            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name)}")
+            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name, known)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {prefix}{name} is a table of settings, not {value!r}")
-            changes[name] = _replace(current, value, where, f"{prefix}{name}.")
+            changes[name] = replace_checked(current, value, where, f"{prefix}{name}.", known)
         else:
             changes[name] = _checked(hints[name], value, f"{where}: {prefix}{name}")
     return typing.cast(T, dataclasses.replace(typing.cast(Any, config), **changes))
 
 
-def _suggestion(name: str) -> str:
-    names = list(setting_names())
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = list(known or setting_names())
     near = difflib.get_close_matches(name, names, 1) or [full for full in names if full.endswith("." + name)]
     return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
 

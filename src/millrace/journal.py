@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from millrace.run import Run
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers; an environment option may be a word
 
 
 class Journal:
@@ -45,6 +45,7 @@ class Journal:
             "skipped_updates": run.updates_skipped,
             **vars(run.source.counts),
             **self.time_shares(run),
+            **{f"option/{name}": value for name, value in run.source.pool.options.current.items()},
             "workers_up": sum(run.source.pool.is_up(worker) for worker in range(run.config.collect.workers)),
         }
         memory = run.source.pool.memory_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from millrace.collect.collector import EnvRows
 from millrace.config import CollectConfig, Config, PPOConfig
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker
+from millrace.envs.protocol import SlotEnv
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError
 from millrace.nets.inputs import image_keys
@@ -29,16 +31,28 @@ class Probe:
     exactness: str
 
 
-def probe_env(maker: EnvMaker) -> Probe:
-    """Make one copy, look, and close it; compiled games compile here, before workers start."""
+def probe_env(maker: EnvMaker, options: Sequence[Mapping[str, Any]] = ()) -> Probe:
+    """Make one copy, look, and close it; compiled games compile here, before workers start.
+
+    Args:
+        options: that will come up in training: each is tried, so that none fails in the middle of the night.
+    """
     env = maker.make(1, seed=0)
     try:
+        _try_options(env, [stage for stage in options if stage])
         is_native = isinstance(env, GameSlots | VectorSlots)
         if isinstance(env, GameSlots):
             _compile(env)
         return Probe(env.spec, env.spaces, env.same_step_reset, is_native, env.exactness)
     finally:
         env.close()
+
+
+def _try_options(env: SlotEnv, stages: Sequence[Mapping[str, Any]]) -> None:
+    layout = RolloutLayout(env.spec, 1, 1)
+    for options in stages:
+        env.set_options(options)
+        env.reset(EnvRows(layout.allocate(), layout).rows[0])
 
 
 def _compile(env: GameSlots) -> None:
@@ -80,8 +94,10 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
         backend = "serial" if cores == 1 and collect.workers <= 1 else "processes"
     # One core is the learner's.
     workers = collect.workers or (1 if backend == "serial" else max(1, cores - 1))
-    envs = collect.envs_per_worker or (64 if probe.is_native else 8)
-    steps = collect.rollout_steps or (32 if probe.is_native else 128)
+    # Many slots are cheap where neither the game nor the network costs much.
+    is_wide = probe.is_native and not image_keys(probe.spec, config.net)
+    envs = collect.envs_per_worker or (64 if is_wide else 8)
+    steps = collect.rollout_steps or (32 if is_wide else 128)
     lag = collect.max_policy_lag if collect.max_policy_lag >= 0 else (0 if backend == "serial" else 1)
     return replace(
         collect, backend=backend, workers=workers, envs_per_worker=envs, rollout_steps=steps, max_policy_lag=lag
@@ -92,16 +108,39 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
     ppo, batch = config.ppo, batch_size_rows(config)
     threads = ppo.threads
     if not threads and not image_keys(probe.spec, config.net):
-        threads = 1  # dense networks learn by hand-written gradients, which want one thread
+        threads = 1  # without convolutions the pieces are too small to share, and another program stalls both
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))
+    if config.net.memory != "none":
+        return _sequence_minibatches(config, replace(ppo, threads=threads))
     # Ours: an eighth held 500 on CartPole with four seeds of four, a quarter with three (benchmarks/README.md).
     wanted = max(1, batch // (ppo.minibatches or 8))
     minibatch = ppo.minibatch_size or max(size for size in range(1, wanted + 1) if batch % size == 0)
     if ppo.minibatches and batch % ppo.minibatches:
         raise ConfigError(f"ppo.minibatches={ppo.minibatches} does not divide the batch of {batch} rows; try 4")
     return replace(ppo, threads=threads, minibatch_size=minibatch, minibatches=0)
+
+
+def _sequence_minibatches(config: Config, ppo: PPOConfig) -> PPOConfig:
+    """Minibatches of whole sequences: some slots, all of their steps."""
+    steps = config.collect.rollout_steps
+    slots = config.collect.workers * config.collect.envs_per_worker
+    if ppo.minibatch_size:
+        if ppo.minibatch_size % steps:
+            raise ConfigError(
+                f"ppo.minibatch_size={ppo.minibatch_size} must be a multiple of collect.rollout_steps={steps}: with "
+                f"net.memory={config.net.memory} minibatches split slots and never time; try {steps}"
+            )
+        return ppo
+    wanted = max(1, slots // (ppo.minibatches or 4))
+    per_minibatch = max(size for size in range(1, wanted + 1) if slots % size == 0)
+    if ppo.minibatches and slots != per_minibatch * ppo.minibatches:
+        raise ConfigError(
+            f"ppo.minibatches={ppo.minibatches} does not divide the {slots} slots, as it must with recurrence; "
+            f"try {slots // per_minibatch}"
+        )
+    return replace(ppo, minibatch_size=per_minibatch * steps, minibatches=0)
 
 
 def _device(config: Config, probe: Probe) -> str:

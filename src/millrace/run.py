@@ -21,6 +21,7 @@ from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.collect.pool import CollectorPool, PoolSetup
 from millrace.collect.source import RolloutSource
 from millrace.config import Config
+from millrace.curriculum import Curriculum
 from millrace.deploy.evaluate import play_episodes
 from millrace.deploy.policy import describe_policy
 from millrace.envs.make import EnvMaker
@@ -91,6 +92,7 @@ class Run:
         self.config = dataclasses.replace(resolve(config, self.probe), run_dir=str(path))
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
+        self.curriculum = Curriculum(self.config.curriculum, self.config.total_env_steps)
         self.learner = self._make_learner()
         self.signal.install()
         self.source = self._make_source()
@@ -107,7 +109,8 @@ class Run:
 
     def _probe(self) -> Probe:
         begin_s = time.perf_counter()
-        probe = probe_env(self._maker)
+        curriculum = Curriculum(self._requested.curriculum, self._requested.total_env_steps)
+        probe = probe_env(self._maker, curriculum.stages())
         took_s = time.perf_counter() - begin_s
         if took_s > SLOW_PROBE_S:
             self.sinks.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
@@ -151,10 +154,14 @@ class Run:
     def _make_source(self) -> RolloutSource:
         config = self.config
         policy = self.learner.policy
-        layout = RolloutLayout(
-            self.probe.spec, config.collect.rollout_steps, config.collect.envs_per_worker, self.probe.same_step_reset
-        )
         index = policy.weights_index()
+        layout = RolloutLayout(
+            self.probe.spec,
+            config.collect.rollout_steps,
+            config.collect.envs_per_worker,
+            self.probe.same_step_reset,
+            policy.state_size,
+        )
         setup = PoolSetup(
             env_maker=self._maker,
             actor_maker=ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network),
@@ -173,8 +180,12 @@ class Run:
         return self.signal.grace_is_over
 
     def publish(self) -> None:
-        """Make the learner's weights the newest ones."""
+        """Make the learner's weights the newest ones, and the environment options those of this moment."""
         self.source.pool.board.publish(self.learner.weights(), self.learner.updates)
+        options = self.curriculum.at(self.env_steps)
+        if options != self.source.pool.options.current:
+            self.source.pool.options.current = options
+            self._log(f"at {self.env_steps:,} steps: " + ", ".join(f"{k}={v}" for k, v in options.items()))
 
     def record(self, batch: Batch, stats: dict[str, float]) -> None:
         """Count a batch, write a row of figures if one is due, and see whether it is time to end."""

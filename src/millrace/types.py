@@ -121,11 +121,14 @@ class SlotSpec:
 class Rollout:
     """T consecutive steps of B slots, time-major. Row t+1 of a done row t holds the final observation.
 
+    Where the policy sees a stack of K frames, K - 1 earlier frames lie before row 0, so that each is stored once;
+    `present(key)` leaves them out. S is the size of the recurrent state.
+
     The reset transition out of that row has `valid` False: it is no experience. Environments that reset in
     the same step carry `bootstrap_value`, the value of the final observation that has no row of its own.
     """
 
-    observation: dict[str, Array]  # [T + 1, B, ...] raw, in the environment's dtype
+    observation: dict[str, Array]  # [K - 1 + T + 1, B, ...] raw, in the environment's dtype
     action: Array  # [T, B, A]
     log_prob: Array  # [T, B] float32, under the distribution that was sampled from
     value: Array  # [T + 1, B] float32, at collection, denormalised
@@ -136,6 +139,13 @@ class Rollout:
     policy_version: Array  # [T, B] int64, updates made when the acting weights were published
     action_mask: Array | None = None  # [T + 1, B, ceil(M / 8)] uint8, bit-packed, little-endian
     bootstrap_value: Array | None = None  # [T, B] float32, nan where the next row tells
+    age: Array | None = None  # [T + 1, B] uint8, earlier rows of the episode, up to 255; for policies with memory
+    state: Array | None = None  # [1, B, S] float32, recurrent state before row 0
+
+    def present(self, key: str) -> Array:
+        """[T + 1, B, ...] one observation array without the earlier frames of a stack."""
+        array = self.observation[key]
+        return array[len(array) - len(self.value) :]
 
     @property
     def num_steps(self) -> int:
@@ -178,6 +188,7 @@ class RolloutLayout:
     num_steps: int
     num_slots: int
     same_step_reset: bool = False
+    state_size: int = 0
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -190,7 +201,7 @@ class RolloutLayout:
             return name, (shape, np.dtype(dtype))
 
         for key, spec in self.spec.observation.items():
-            yield entry(f"observation/{key}", (rows, slots, *spec.shape), spec.dtype)
+            yield entry(f"observation/{key}", (spec.stack - 1 + rows, slots, *spec.shape), spec.dtype)
         yield entry("action", (steps, slots, self.spec.action.num_columns), self.spec.action.dtype)
         yield entry("log_prob", (steps, slots), "float32")
         yield entry("value", (rows, slots), "float32")
@@ -202,6 +213,15 @@ class RolloutLayout:
             yield entry("action_mask", (rows, slots, -(-self.spec.num_mask_bits // 8)), "uint8")
         if self.same_step_reset:
             yield entry("bootstrap_value", (steps, slots), "float32")
+        if self.has_memory:
+            yield entry("age", (rows, slots), "uint8")
+        if self.state_size:
+            yield entry("state", (1, slots, self.state_size), "float32")
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the policy sees more than the present observation."""
+        return self.state_size > 0 or any(spec.stack > 1 for spec in self.spec.observation.values())
 
     @property
     def nbytes(self) -> int:

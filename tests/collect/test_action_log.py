@@ -70,4 +70,5 @@ def test_episodes_that_began_before_the_log_are_told_as_incomplete_until_they_en
     assert log.slots(rollout, 1, STREAM_SEED)[0]["complete"] is False
     rollout.terminated[1] = True
     told = log.slots(rollout, 4, STREAM_SEED)[0]
-    assert told == {"slot": 0, "seed": episode_seed(STREAM_SEED, 0, 8), "complete": True, "actions": [[0]]}
+    seed = episode_seed(STREAM_SEED, 0, 8)
+    assert told == {"slot": 0, "seed": seed, "start_step": 3, "complete": True, "actions": [[0]]}

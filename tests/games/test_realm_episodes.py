@@ -11,7 +11,7 @@ from realm_arena import arena, observe, put, step, step_all, where
 from millrace.games.realm import RealmOptions, RealmReward, RealmRules, make_game
 from millrace.games.realm.kernels import RUNNING
 
-NO_REWARD = {name: 0.0 for name in RealmReward.__dataclass_fields__ if name != "scale"} | {"scale": 1.0}
+NO_REWARD = dict.fromkeys(RealmReward.__dataclass_fields__, 0.0) | {"scale": 1.0, "repeat_above": 0.4}
 
 
 def test_a_treasure_is_taken_within_1000_units_of_its_place_and_only_once() -> None:
@@ -181,7 +181,7 @@ def test_an_unknown_reward_term_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_treasures": 7}, "n_treasures=7 must be 0 to 6"),
+        ({"n_treasures": 7}, "n_treasures=7 must be a whole number from 0 to 6"),
         ({"n_treasures": "many"}, "n_treasures='many'"),
         ({"random_start": 1.5}, "random_start=1.5"),
         ({"max_step": 0}, "max_step=0 must be 1 to 400"),
@@ -283,7 +283,7 @@ def test_a_saved_state_is_a_copy() -> None:
 
 
 def test_a_state_of_another_game_is_refused() -> None:
-    with pytest.raises(ValueError, match="state of another Realm: position is"):
+    with pytest.raises(ValueError, match="state of another Realm: seed is"):
         make_game("mini", 2).load_state(make_game("mini", 3).save_state())
 
 

@@ -52,10 +52,10 @@ def test_visits_treasures_and_end_are_seen_where_they_are_and_the_outside_is_blo
     step(game, 0)
     planes = observe(game)["map"][0]
     assert planes[0, :4].max() == 0  # four rows above cell row 31
-    assert planes[0, 4:, : 7 + 3].min() == 1
+    assert planes[0, 4:, : 7 + 3].min() == 5
     assert np.argwhere(planes[1] == 1).tolist() == [[7, 7]]
-    assert np.argwhere(planes[3] == 1).tolist() == [[9, 7 - 1]]  # the end lies at cell 28, 26
-    assert [7, 7 - 3] in np.argwhere(planes[2] == 1).tolist()  # a treasure at cell 26, 28
+    assert np.argwhere(planes[3] == 5).tolist() == [[9, 7 - 1]]  # the end lies at cell 28, 26
+    assert [7, 7 - 3] in np.argwhere(planes[2] == 5).tolist()  # a treasure at cell 26, 28
 
 
 def test_visits_are_counted_up_to_five() -> None:

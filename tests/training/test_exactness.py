@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import millrace
 from helpers import differences, learned, log_of, quick_train
 from millrace.rundir import RunDirectory
-from toys import Clock, Everything, ForgetfulClock, Masked, OpaqueClock, PileRounds
+from toys import Clock, Everything, ForgetfulClock, Masked, OpaqueClock, OpaquePaced, Paced, PileRounds
 
 NORMALIZED = {"ppo.normalize_observation": True, "ppo.normalize_reward": True, "ppo.target_kl": 0.5}
 GAMES = {
@@ -25,13 +26,31 @@ GAMES = {
     "attributes saved": (Clock, NORMALIZED),
     "actions replayed": (OpaqueClock, {}),
     "two seats": (PileRounds, {}),
+    "recurrent": (Clock, {"net.memory": "gru", "net.memory_size": 8, **NORMALIZED}),
+    "recurrent, replayed": (OpaqueClock, {"net.memory": "lstm", "net.memory_size": 8}),
+    "stacked frames": ("CartPole-v1", {"env.frame_stack": 3, **NORMALIZED}),
+    "a curriculum": (Paced, {"curriculum": {"length": [3, 6]}, "total_env_steps": 300}),
+    "a curriculum, replayed": (OpaquePaced, {"curriculum": {"length": [3, 6]}, "total_env_steps": 300}),
     "RealmMini": ("millrace/RealmMini-v0", {"env.max_episode_steps": 11}),
 }
+if importlib.util.find_spec("ale_py"):  # of the extra `atari`
+    GAMES["Atari"] = ("ALE/Breakout-v5", {"env.max_episode_steps": 11, "net.image": "small"})
 ON_BOTH = ["CartPole, normalised", "Acrobot, single", "masks", "actions replayed"]
 
 
 @pytest.mark.parametrize(
-    "game", ["CartPole, its own vector form", "Acrobot, single", "masks", "every space", "RealmMini"]
+    "game",
+    [
+        "CartPole, its own vector form",
+        "Acrobot, single",
+        "masks",
+        "every space",
+        "recurrent",
+        "stacked frames",
+        "a curriculum",
+        "RealmMini",
+        pytest.param("Atari", marks=pytest.mark.skipif("Atari" not in GAMES, reason="needs the extra `atari`")),
+    ],
 )
 def test_serial_equals_processes_bit_for_bit(game, tmp_path: Path, nothing_left_behind):
     env, settings = GAMES[game]

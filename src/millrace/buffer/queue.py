@@ -76,6 +76,7 @@ class RolloutQueue:
             self.layout.num_steps,
             self.layout.num_slots * self.batch_size_rollouts,
             self.layout.same_step_reset,
+            self.layout.state_size,
         )
         self._target = wide.allocate()
         self._columns = [

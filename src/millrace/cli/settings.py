@@ -184,10 +184,10 @@ def _parse_word(text: str) -> Any:
 def overrule(config: Config, settings: Mapping[str, Any]) -> Config:
     """The config with command-line settings; tables add to what is there."""
     merged = dict(settings)
-    for name in ("env.kwargs", "eval.kwargs"):
+    present = {"env.kwargs": config.env.kwargs, "eval.kwargs": config.eval.kwargs, "curriculum": config.curriculum}
+    for name, table in present.items():
         if name in settings:
-            section = getattr(config, name.split(".")[0])
-            merged[name] = {**section.kwargs, **settings[name]}
+            merged[name] = {**table, **settings[name]}
     return config.replace(merged, where="command line")
 
 

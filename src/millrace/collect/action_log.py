@@ -82,4 +82,10 @@ class ActionLog:
         past = self._ring[steps[-self._capacity :] % self._capacity, slot]
         actions = np.concatenate([past, partial[max(0, start - recorded) :]])
         complete = not cut and len(steps) <= self._capacity
-        return {"slot": slot, "seed": seed, "complete": complete, "actions": actions.tolist()}
+        return {
+            "slot": slot,
+            "seed": seed,
+            "start_step": start,
+            "complete": complete,
+            "actions": actions.tolist(),
+        }

@@ -14,6 +14,7 @@ import numpy as np
 from millrace.envs.protocol import EnvRow, SlotEnv
 from millrace.errors import EnvError
 from millrace.nets.actor import Actor
+from millrace.nets.memory import Memory
 from millrace.ops.sampling import sample_actions
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
 
@@ -36,6 +37,8 @@ class Collector:
         self._actor = actor
         self._layout = layout
         self._rng = rng
+        self._memory = Memory(layout.spec, layout.state_size, layout.num_slots)
+        self._done = np.zeros(layout.num_slots, bool)  # whether the last transition ended the episode
         one_step = RolloutLayout(layout.spec, 1, layout.num_slots, layout.same_step_reset)
         self._current = EnvRows(one_step.allocate(), one_step).rows[0]
         self._episode_return = np.zeros(env.num_slots)
@@ -50,6 +53,7 @@ class Collector:
         """Begin the first episodes, unless some are in progress."""
         if not self._started:
             self.env.reset(self._current)
+            self._memory.see(self._current.observation)
             self._started = True
 
     def collect(self, rollout: Rollout, version: int, progress: Array) -> Collected:
@@ -64,27 +68,52 @@ class Collector:
         rows = self._rows.get(id(rollout)) or self._rows.setdefault(id(rollout), EnvRows(rollout, self._layout))
         times = CollectorTimes()
         bad_before = self.env.bad_values
-        _copy_observation(self._current, rows.rows[0])
-        if rollout.bootstrap_value is not None:
-            rollout.bootstrap_value[:] = np.nan
+        seen = self._begin(rollout, rows)
         for t in range(self._layout.num_steps):
-            self._act(rollout, rows, t, times)
+            self._act(rollout, rows, t, seen, times)
             stepping = perf_counter()
             self.env.step(rollout.action[t], rows.rows[t + 1])
             times.step_s += perf_counter() - stepping
             progress[0] += 1
             if self.env.final is not None:
                 self._bootstrap(rollout, t)
-        self._finish(rollout, rows, version)
+            seen = self._see(rollout, rows, t)
+        self._finish(rollout, rows, seen, version)
         episodes = self._episodes(rollout)
         times.other_s = perf_counter() - begin - times.step_s - times.inference_s
         return Collected(version, episodes, times, self.env.bad_values - bad_before)
 
-    def _act(self, rollout: Rollout, rows: EnvRows, t: int, times: CollectorTimes) -> None:
+    def _begin(self, rollout: Rollout, rows: EnvRows) -> dict[str, Array]:
+        """Carry over what the last rollout ended with; what the policy sees in row 0."""
+        memory = self._memory
+        _copy_observation(self._current, rows.rows[0])
+        for key, frames in memory.frames.items():
+            earlier = frames.shape[1] - 1
+            rollout.observation[key][:earlier] = np.moveaxis(frames[:, :-1], 1, 0)
+        if rollout.bootstrap_value is not None:
+            rollout.bootstrap_value[:] = np.nan
+        if rollout.age is not None:
+            rollout.age[0] = memory.age
+        if rollout.state is not None:
+            rollout.state[0] = memory.state
+        return memory.seen(rows.rows[0].observation)
+
+    def _see(self, rollout: Rollout, rows: EnvRows, t: int) -> dict[str, Array]:
+        """What the policy sees in row t + 1; slots that were reset on the way there begin a new memory."""
+        observation = rows.rows[t + 1].observation
+        if rollout.age is None:
+            return observation
+        done = rollout.terminated[t] | rollout.truncated[t]
+        self._memory.begin(done if self._layout.same_step_reset else self._done)
+        self._done = done
+        seen = self._memory.see(observation)
+        rollout.age[t + 1] = self._memory.age
+        return seen
+
+    def _act(self, rollout: Rollout, rows: EnvRows, t: int, seen: dict[str, Array], times: CollectorTimes) -> None:
         begin = perf_counter()
-        row = rows.rows[t]
-        params, rollout.value[t] = self._actor.forward(row.observation)
-        mask = row.action_mask
+        params, rollout.value[t] = self._actor.forward(seen, self._memory.state)
+        mask = rows.rows[t].action_mask
         if mask is not None and not mask.any(-1).all():
             slot = int(np.flatnonzero(~mask.any(-1))[0])
             seed = int(self.env.episode_seeds()[slot])
@@ -99,11 +128,13 @@ class Collector:
         final = self.env.final
         assert final is not None
         assert rollout.bootstrap_value is not None
-        rollout.bootstrap_value[t, final.slots] = self._actor.forward(final.observation)[1]
+        seen, state = self._memory.peek(final.slots, final.observation)
+        rollout.bootstrap_value[t, final.slots] = self._actor.forward(seen, state)[1]
 
-    def _finish(self, rollout: Rollout, rows: EnvRows, version: int) -> None:
-        last = rows.rows[-1]
-        rollout.value[-1] = self._actor.forward(last.observation)[1]
+    def _finish(self, rollout: Rollout, rows: EnvRows, seen: dict[str, Array], version: int) -> None:
+        last, state = rows.rows[-1], self._memory.state
+        # A copy: the next rollout acts on this row again, with its own weights.
+        rollout.value[-1] = self._actor.forward(seen, None if state is None else state.copy())[1]
         rollout.policy_version[:] = version
         if rollout.action_mask is not None and rows.mask is not None:
             rollout.action_mask[:] = np.packbits(rows.mask, axis=-1, bitorder="little")
@@ -142,6 +173,8 @@ class Collector:
             "action_mask": None if self._current.action_mask is None else self._current.action_mask.copy(),
             "episode_return": self._episode_return.copy(),
             "episode_steps": self._episode_steps.copy(),
+            "memory": self._memory.save_state(),
+            "done": self._done.copy(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -158,6 +191,8 @@ class Collector:
         self._rng.bit_generator.state = state["rng"]
         self._episode_return = np.array(state["episode_return"], np.float64)
         self._episode_steps = np.array(state["episode_steps"], np.int64)
+        self._memory.load_state(state["memory"])
+        self._done = np.array(state["done"], bool)
         self._started = True
 
     def close(self) -> None:
@@ -178,7 +213,7 @@ class EnvRows:
                 if t == 0
                 else (rollout.reward[t - 1], rollout.terminated[t - 1], rollout.truncated[t - 1], rollout.valid[t - 1])
             )
-            observation = {key: array[t] for key, array in rollout.observation.items()}
+            observation = {key: rollout.present(key)[t] for key in rollout.observation}
             self.rows.append(EnvRow(observation, None if self.mask is None else self.mask[t], *transition))
 
 

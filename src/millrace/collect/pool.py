@@ -10,6 +10,7 @@ import numpy as np
 from millrace.buffer.slab import Slab
 from millrace.collect.action_log import ActionLog
 from millrace.collect.collector import Collected, Collector
+from millrace.collect.options import OptionsBoard
 from millrace.collect.supervision import Fault, RestartPolicy
 from millrace.collect.weights import WeightsBoard
 from millrace.config import CollectConfig
@@ -115,6 +116,7 @@ class Workplace:
 
     def __init__(self, setup: WorkerSetup, env_maker: EnvMaker, actor_maker: ActorMaker) -> None:
         self._setup, self._env_maker, self._actor_maker = setup, env_maker, actor_maker
+        self._options: dict[str, Any] = {}  # given to the environment so far
         self.collector = self._make_collector(setup.stream_seed)
         self.slab = Slab(setup.layout, setup.num_rollouts, setup.blocks.rollouts)
         self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size)
@@ -130,6 +132,8 @@ class Workplace:
         if env.spec != setup.layout.spec:
             env.close()
             raise EnvError(f"worker {setup.worker}: its environment has other spaces than the first one made")
+        if self._options:
+            env.set_options(self._options)
         rng = np.random.Generator(np.random.Philox(stream_seed))
         return Collector(env, self._actor_maker.make(), setup.layout, rng)
 
@@ -139,8 +143,15 @@ class Workplace:
         self.collector = self._make_collector(stream_seed)
         self._version, self._log_begun = -1, False
 
-    def collect(self, place: int) -> Collected:
-        """One rollout with the newest weights into the given place."""
+    def collect(self, place: int, options: dict[str, Any] | None = None) -> Collected:
+        """One rollout with the newest weights into the given place.
+
+        Args:
+            options: of the environment, for episodes that begin from now on; None where they have not changed.
+        """
+        if options is not None:
+            self._options = options
+            self.collector.env.set_options(options)
         if self.board.version != self._version:
             self._version = self.board.read(self._weights)
             self.collector.load_weights(self._weights)
@@ -193,6 +204,7 @@ class CollectorPool(Protocol):
     setup: PoolSetup
     slab: Slab
     board: WeightsBoard
+    options: OptionsBoard
 
     def start(self) -> None:
         """Bring workers up; returns when all are ready, or those that could be."""

@@ -16,6 +16,7 @@ import cloudpickle
 
 from millrace import system
 from millrace.buffer.slab import Slab
+from millrace.collect.options import OptionsBoard
 from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words, with_generation
 from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
@@ -55,6 +56,7 @@ class ProcessPool:
         self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size)
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
+        self.options = OptionsBoard(setup.config.workers)
         self._outcomes: list[Outcome] = []
         self._context = multiprocessing.get_context("spawn")
         self._makers = _pickled(setup)
@@ -76,6 +78,7 @@ class ProcessPool:
 
     def _spawn(self, worker: _Worker) -> None:
         worker.generation += 1
+        self.options.forget(worker.index)
         setup = self.setup
         payload = setup.for_worker(worker.index, worker.generation, self._blocks)
         self._progress[worker.index] = 0
@@ -95,7 +98,7 @@ class ProcessPool:
         target = self._workers[worker]
         if target.state == "up":
             try:
-                target.connection.send(("collect", place))
+                target.connection.send(("collect", place, self.options.grant(worker)))
                 target.places.append(place)
                 if len(target.places) == 1:
                     target.last_change_s = time.monotonic()
@@ -192,6 +195,7 @@ class ProcessPool:
         if log is not None and worker.state == "up":
             # The step under way counts: its action is written before the environment sees it.
             slots = log.slots(self.slab.rollouts[place] if busy else None, steps - steps_before + 1, seed)
+            slots = self.options.of_episodes(worker.index, slots, setup.layout.num_steps)
         message = f"worker {worker.index}, step {steps}: {reason}"
         return Fault(worker.index, kind, message, traceback, seed, steps, tuple(slots))
 

@@ -9,6 +9,7 @@ import traceback
 from typing import Any
 
 from millrace.buffer.slab import Slab
+from millrace.collect.options import OptionsBoard
 from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words, with_generation
 from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
@@ -27,7 +28,8 @@ class SerialPool:
         self._workplaces: list[Workplace | None] = [None] * setup.config.workers
         self._generations = [0] * setup.config.workers
         self._due_s = [0.0] * setup.config.workers
-        self._grants: collections.deque[tuple[int, int]] = collections.deque()
+        self._grants: collections.deque[tuple[int, int, dict[str, Any] | None]] = collections.deque()
+        self.options = OptionsBoard(setup.config.workers)
 
     def start(self) -> None:
         for worker in range(self.setup.config.workers):
@@ -39,7 +41,7 @@ class SerialPool:
         self._workplaces[worker] = Workplace(part, setup.env_maker, setup.actor_maker)
 
     def grant(self, worker: int, place: int) -> None:
-        self._grants.append((worker, place))
+        self._grants.append((worker, place, self.options.grant(worker)))
 
     def is_up(self, worker: int) -> bool:
         return self._workplaces[worker] is not None or time.monotonic() >= self._due_s[worker]
@@ -48,13 +50,13 @@ class SerialPool:
         if not self._grants:
             time.sleep(min(timeout_s, 0.05))
             return []
-        worker, place = self._grants.popleft()
+        worker, place, options = self._grants.popleft()
         if not self.is_up(worker):
             time.sleep(max(0.0, min(self._due_s[worker] - time.monotonic(), timeout_s)))
             return [Outcome(worker, place, None)]
-        return [Outcome(worker, place, self._collect(worker, place))]
+        return [Outcome(worker, place, self._collect(worker, place, options))]
 
-    def _collect(self, worker: int, place: int) -> Any:
+    def _collect(self, worker: int, place: int, options: dict[str, Any] | None) -> Any:
         # Prints every thread's stack if a step takes too long: all that can be done from the same process.
         faulthandler.dump_traceback_later(self.setup.config.step_timeout_s * self.setup.layout.num_steps)
         try:
@@ -62,7 +64,7 @@ class SerialPool:
                 self._build(worker)
             workplace = self._workplaces[worker]
             assert workplace is not None
-            return workplace.collect(place)
+            return workplace.collect(place, options)
         except Exception as error:
             self._fail(worker, place, error)
             return None
@@ -76,6 +78,7 @@ class SerialPool:
         seed = setup.stream_seed(worker, self._generations[worker])
         rollout = self.slab.rollouts[place]
         slots = log.slots(rollout, step - steps_before + 1, seed) if log is not None else []
+        slots = self.options.of_episodes(worker, slots, setup.layout.num_steps)
         message = f"worker {worker}, step {step}: {type(error).__name__}: {error}"
         kind = REFUSED if isinstance(error, EnvError) else "raised"
         fault = Fault(worker, kind, message, traceback.format_exc(), seed, step, tuple(slots))
@@ -83,6 +86,7 @@ class SerialPool:
             raise error
         self._workplaces[worker] = None
         self._generations[worker] += 1
+        self.options.forget(worker)
         setup.faults.append(fault)
         self._due_s[worker] = time.monotonic() + setup.policy.record(fault, time.monotonic())
 

@@ -50,9 +50,9 @@ def _serve(workplace: Workplace, connection: Connection) -> None:
     while True:
         message: tuple[Any, ...] = connection.recv()
         match message:
-            case ("collect", place):
+            case ("collect", place, options):
                 waited_s = time.perf_counter() - idle_since
-                collected = workplace.collect(place)
+                collected = workplace.collect(place, options)
                 collected.times.wait_s = waited_s
                 connection.send(("finished", place, collected))
                 idle_since = time.perf_counter()

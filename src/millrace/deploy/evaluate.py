@@ -16,11 +16,13 @@ from millrace.deploy.policy import LoadedPolicy, load_policy
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import SlotEnv
 from millrace.nets.actor import Actor
+from millrace.nets.memory import Memory
 from millrace.ops.sampling import best_actions, sample_actions
 from millrace.types import Array, EpisodeRecord, RolloutLayout, SlotSpec
 
 MAX_SLOTS = 64
-Choose = Callable[[dict[str, Array], Array | None], Array]  # observations and mask of B slots to actions [B, A]
+Choose = Callable[[dict[str, Array], Array | None, Array], Array]
+"""Observations, action mask and "an episode begins here" [B] of B slots, to actions [B, A]."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,27 @@ def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> Env
     """The environment that the policy was trained on, with its arguments and wrappers, or another one."""
     if env is None:
         return EnvMaker(policy.env)
-    return EnvMaker(EnvConfig(env)) if isinstance(env, str) else EnvMaker(policy.env, env)
+    if isinstance(env, str):
+        return EnvMaker(EnvConfig(env, frame_stack=policy.env.frame_stack))
+    return EnvMaker(policy.env, env)
 
 
 def play_episodes(
     actor: Actor, maker: EnvMaker, episodes: int, seed: int, deterministic: bool = True
 ) -> list[EpisodeRecord]:
     """Episodes with seeds seed..seed+episodes-1 under an actor, many at a time."""
-    return play_with(lambda spec: actor_choice(actor, spec, deterministic, seed), maker, episodes, seed)
+    slots = min(episodes, MAX_SLOTS)
+    return play_with(lambda spec: actor_choice(actor, spec, slots, deterministic, seed), maker, episodes, seed)
 
 
-def actor_choice(actor: Actor, spec: SlotSpec, deterministic: bool, seed: int) -> Choose:
+def actor_choice(actor: Actor, spec: SlotSpec, num_slots: int, deterministic: bool, seed: int) -> Choose:
     """How an actor chooses: the most probable action, or a draw."""
     rng = np.random.default_rng(seed)
+    memory = Memory(spec, actor.state_size, num_slots)
 
-    def choose(observation: dict[str, Array], mask: Array | None) -> Array:
-        params, _ = actor.forward(observation)
+    def choose(observation: dict[str, Array], mask: Array | None, begins: Array) -> Array:
+        memory.begin(begins)
+        params, _ = actor.forward(memory.see(observation), memory.state)
         if deterministic:
             return best_actions(spec.action, params, mask)
         action = np.empty((len(params), spec.action.num_columns), spec.action.dtype)
@@ -95,7 +102,7 @@ def actor_choice(actor: Actor, spec: SlotSpec, deterministic: bool, seed: int) -
 def random_choice(spec: SlotSpec, seed: int) -> Choose:
     """Uniform over what the mask allows."""
 
-    def flat(observation: dict[str, Array], mask: Array | None) -> Array:
+    def flat(observation: dict[str, Array], mask: Array | None, begins: Array) -> Array:
         num_rows = len(next(iter(observation.values())))
         params = np.zeros((num_rows, spec.action.num_params), np.float32)
         action = np.empty((num_rows, spec.action.num_columns), spec.action.dtype)
@@ -132,9 +139,12 @@ def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecor
     records: dict[int, EpisodeRecord] = {}
     env.reset(rows[0])
     row = rows[0]
+    begins, done = np.ones(env.num_slots, bool), np.zeros(env.num_slots, bool)
     while len(records) < episodes:
-        env.step(choose(row.observation, row.action_mask), rows[1])
+        env.step(choose(row.observation, row.action_mask, begins), rows[1])
         row = rows[1]
+        done_before, done = done, row.terminated | row.truncated
+        begins = done if env.same_step_reset else done_before
         returns += row.reward
         steps += row.valid
         for slot, seed, figures in env.pop_figures():

@@ -14,6 +14,7 @@ from millrace.config import Config
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, space_from_json, space_to_json
 from millrace.errors import CheckpointError
 from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
+from millrace.nets.memory import Memory
 from millrace.ops.sampling import best_actions, sample_actions
 from millrace.rundir import find_checkpoint
 from millrace.types import Array, SlotSpec
@@ -36,7 +37,11 @@ def describe_policy(
 
 
 class LoadedPolicy:
-    """Acts on raw observations, one or a batch, and gives what `env.step` wants."""
+    """Acts on raw observations, one or a batch, and gives what `env.step` wants.
+
+    Attributes:
+        has_memory: whether it also needs what it has seen before: pass `state=policy.new_state()` then.
+    """
 
     def __init__(self, record: Mapping[str, Any], actor: Actor, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
@@ -46,27 +51,50 @@ class LoadedPolicy:
         self._leaves = leaves(space_from_json(record["observation_space"]))
         self._convert = action_converter(space_from_json(record["action_space"]))
         self._rng = np.random.default_rng(0)
+        self.has_memory = not self.new_state().is_empty
 
-    def act(self, obs: Any, *, action_mask: Array | None = None, deterministic: bool = True) -> Any:
+    def new_state(self, num_slots: int = 1) -> Memory:
+        """What a policy with memory carries from step to step: make one for each episode, or for a batch of them.
+
+        `act` updates it. Where an episode of a batch ends, `state.begin(mask)` forgets the slots of a mask [N].
+        """
+        return Memory(self.spec, self.actor.state_size, num_slots)
+
+    def act(
+        self, obs: Any, state: Memory | None = None, *, action_mask: Array | None = None, deterministic: bool = True
+    ) -> Any:
         """The action for an observation as the environment gives it, or a list of actions for a batch.
 
         Args:
             obs: matches the observation space, or with one leading dimension more.
+            state: from `new_state`, updated; needed by policies with recurrence or stacked frames.
             action_mask: [M] or [N, M], where the mask is not part of the observation.
             deterministic: the most probable action; else a draw.
 
         Raises:
-            ValueError: a shape that does not fit.
+            ValueError: a shape that does not fit, or a policy with memory without a state.
         """
         arrays, mask, is_batch = self._arrays(obs, action_mask)
-        params, _ = self.actor.forward(arrays)
+        params, _ = self._forward(arrays, state)
         columns = self._choose(params, mask, deterministic)
         actions = [self._convert(row) for row in columns]
         return actions if is_batch else actions[0]
 
-    def value(self, obs: Any) -> Array:
-        """The value estimates [N] of one observation or a batch."""
-        return self.actor.forward(self._arrays(obs, None)[0])[1]
+    def value(self, obs: Any, state: Memory | None = None) -> Array:
+        """The value estimates [N] of one observation or a batch; `state` as in `act`, updated too."""
+        return self._forward(self._arrays(obs, None)[0], state)[1]
+
+    def _forward(self, arrays: dict[str, Array], state: Memory | None) -> tuple[Array, Array]:
+        if state is None:
+            if self.has_memory:
+                raise ValueError(
+                    "this policy has memory: make state = policy.new_state() for each episode and pass it to act"
+                )
+            return self.actor.forward(arrays)
+        num_rows = len(next(iter(arrays.values())))
+        if len(state.age) != num_rows:
+            raise ValueError(f"the state is of {len(state.age)} slots, the observation of {num_rows}")
+        return self.actor.forward(state.see(arrays), state.state)
 
     def _choose(self, params: Array, mask: Array | None, deterministic: bool) -> Array:
         spec = self.spec.action

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -47,8 +47,13 @@ class GymSlots:
         self._seeds = np.full(num_slots, -1, np.int64)
         self._figures: list[tuple[int, int, dict[str, float]]] = []
         self._keeps_state = snapshot.save(env) is not None
+        self._options: dict[str, Any] = {}
+        self._episode_options: list[dict[str, Any]] = [{} for _ in range(num_slots)]
         self._actions: list[list[Array]] = [[] for _ in range(num_slots)]
         self.exactness = "state" if self._keeps_state else "replay"
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
 
     def reset(self, row: EnvRow) -> None:
         for slot in range(self.num_slots):
@@ -59,12 +64,24 @@ class GymSlots:
         self._seeds[slot] = seed
         self._episodes[slot] += 1
         self._actions[slot].clear()
-        observation, info = self.envs[slot].reset(seed=seed)
+        self._episode_options[slot] = self._options
+        observation, info = self._reset_env(slot, seed)
         row.reward[slot], row.valid[slot] = 0.0, False
         row.terminated[slot] = row.truncated[slot] = self._done[slot] = False
         problem = self._write(slot, observation, info, row)
         if problem:
             raise EnvError(f"slot {slot}, reset(seed={seed}): {problem}")
+
+    def _reset_env(self, slot: int, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Begin the slot's episode, with options where there are any."""
+        options = self._episode_options[slot]
+        try:
+            observation, info = self.envs[slot].reset(seed=seed, options=options or None)
+            return observation, info
+        except ValueError as error:
+            if not options:
+                raise
+            raise EnvError(f"slot {slot}, reset(seed={seed}, options={options}): {error}") from error
 
     def step(self, action: Array, row: EnvRow) -> None:
         for slot, env in enumerate(self.envs):
@@ -140,6 +157,7 @@ class GymSlots:
             else:
                 actions = np.stack(self._actions[slot]) if self._actions[slot] else np.zeros((0, 0))
                 slots.append({"actions": actions})
+            slots[-1]["options"] = dict(self._episode_options[slot])
         return {
             "slots": slots,
             "done": self._done.copy(),
@@ -151,8 +169,9 @@ class GymSlots:
     def load_state(self, state: dict[str, Any], row: EnvRow) -> None:
         saved = {key: array.copy() for key, array in row.observation.items()}
         for slot, slot_state in enumerate(state["slots"]):
+            self._episode_options[slot] = dict(slot_state["options"])
             if "state" in slot_state:
-                self.envs[slot].reset(seed=int(state["seeds"][slot]))
+                self._reset_env(slot, int(state["seeds"][slot]))
                 snapshot.load(self.envs[slot], slot_state["state"])
             else:
                 self._replay(slot, int(state["seeds"][slot]), slot_state["actions"], row)
@@ -162,7 +181,7 @@ class GymSlots:
         self.bad_values = int(state["bad_values"])
 
     def _replay(self, slot: int, seed: int, actions: Array, row: EnvRow) -> None:
-        observation, info = self.envs[slot].reset(seed=seed)
+        observation, info = self._reset_env(slot, seed)
         self._actions[slot] = [action.copy() for action in actions]
         for action in actions:
             observation, _, _, _, info = self.envs[slot].step(self._convert(action))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,13 @@ class SlotEnv(Protocol):
     final: FinalObservation | None
     bad_values: int  # rows invalidated so far because a reward or observation was missing or not finite
     exactness: str  # how episodes in progress come back at resume: "state", "replay", or why they cannot
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Options for every slot's next episodes; those in progress keep the ones that they began with.
+
+        Raises:
+            EnvError: one that is unknown, or cannot be changed.
+        """
 
     def reset(self, row: EnvRow) -> None:
         """Begin a new episode in every slot and write its first observation."""

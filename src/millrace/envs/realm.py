@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -42,7 +43,8 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # m
     """One slot of Realm. Options: the size and the fields of `RealmOptions`.
 
     `reset(seed=s)` begins episode s; without a seed the episode is drawn from `np_random`. The last `info` of an
-    episode holds its figures (score, treasures, steps, ...) by name.
+    episode holds its figures (score, treasures, steps, ...) by name. A step whose score is lost, a fault made on
+    request, has the reward NaN and an empty `info`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012, Gymnasium declares it so
@@ -61,8 +63,10 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # m
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode; `options` has no meaning here."""
+        """Begin an episode; `options` hold for it and the later ones, as `set_options` has it."""
         super().reset(seed=seed)
+        if options:
+            self.set_options(options)
         episode_seed = seed if seed is not None else draw_episode_seed(self.np_random)
         self.game.reset(self._all, np.array([episode_seed], dtype=np.uint64))
         return self._observe(), {}
@@ -72,8 +76,14 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # m
         actions = np.array([action], dtype=np.int64)
         self.game.step(actions, self._all, self._reward, self._terminated, self._truncated)
         terminated, truncated = bool(self._terminated[0]), bool(self._truncated[0])
-        info = self.game.episode_figures(0) if terminated or truncated else {}
-        return self._observe(), float(self._reward[0]), terminated, truncated, dict(info)
+        reward = float(self._reward[0])
+        lost = np.isnan(reward)
+        info = self.game.episode_figures(0) if (terminated or truncated) and not lost else {}
+        return self._observe(), reward, terminated, truncated, dict(info)
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Change options from the next reset on; see `RealmGame.set_options`."""
+        self.game.set_options(options)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """The present picture [H, W, 3], or None without a render mode."""
@@ -118,7 +128,9 @@ class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode in every slot, from seed + slot when `seed` is one number; `options` has no meaning here."""
+        """Begin an episode in every slot, from seed + slot when `seed` is one number; `options` as in `set_options`."""
+        if options:
+            self.set_options(options)
         if seed is None:
             seeds: list[int | None] = [None] * self.num_envs
         else:
@@ -144,9 +156,13 @@ class RealmVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[A
             self._begin([None] * self.num_envs)
         self._done = terminated | truncated
         infos: dict[str, Any] = {}
-        for slot in np.flatnonzero(self._done):
+        for slot in np.flatnonzero(self._done & ~np.isnan(reward)):
             infos = self._add_info(infos, self.game.episode_figures(int(slot)), int(slot))
         return observe(self.game), reward, terminated, truncated, infos
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Change options for each slot from its next reset on; see `RealmGame.set_options`."""
+        self.game.set_options(options)
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """A picture [H, W, 3] of every slot, or None without a render mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -211,3 +212,14 @@ def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
 def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     values = np.array([float(x) for x in (bound if isinstance(bound, list) else [bound])])
     return np.broadcast_to(values.reshape(shape) if isinstance(bound, list) else values[0], shape).astype(dtype)
+
+
+def with_stack(spec: SlotSpec, stack: int) -> SlotSpec:
+    """The spec with `stack` frames seen of each image, or of every array where there are no images.
+
+    Categories are never stacked.
+    """
+    fits = {key: array for key, array in spec.observation.items() if not array.num_classes}
+    stacked = {key: replace(array, stack=stack) for key, array in fits.items()}
+    images = {key: array for key, array in stacked.items() if array.is_image}
+    return replace(spec, observation={**spec.observation, **(images or stacked)})

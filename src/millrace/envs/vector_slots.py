@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -45,6 +46,12 @@ class VectorSlots:
         self._figures: list[tuple[int, int, dict[str, float]]] = []
         keeps_state = snapshot.save(env) is not None
         self.exactness = "state" if keeps_state else "a vector environment that cannot save its state"
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        raise EnvError(
+            f"options cannot be changed in a vector environment, which resets by itself ({', '.join(options)}); "
+            "use env.vectorization=single"
+        )
 
     def reset(self, row: EnvRow) -> None:
         observation, info = self.env.reset(seed=self._seed)

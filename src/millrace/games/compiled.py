@@ -17,9 +17,23 @@ def kernel(function: Function) -> Function:
     raises at decoration when it can write none of them. Then each process compiles for itself: slower to
     start, nothing else.
     """
+    return _compiled(function, forceinline=False)
+
+
+def inlined(function: Function) -> Function:
+    """A kernel that becomes part of every kernel that calls it.
+
+    For small parts of an inner loop that take a game's whole state: a call hands over each array as seven numbers,
+    which costs more than what such a part does.
+    """
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Function, forceinline: bool) -> Function:
     # NumPy's division needs no branch for a zero divisor; no kernel divides by zero.
+    options = {"error_model": "numpy", "forceinline": forceinline}
     try:
-        compiled: Function = njit(cache=True, error_model="numpy")(function)
+        compiled: Function = njit(cache=True, **options)(function)
     except RuntimeError:
-        compiled = njit(error_model="numpy")(function)
+        compiled = njit(**options)(function)
     return compiled

@@ -30,7 +30,7 @@ class ObservationField:
 class BatchedGame(Protocol):
     """Many slots of one game. B is `num_slots` throughout; arrays are C-contiguous.
 
-    An episode is a pure function of (seed, the game's options, the actions). Nothing resets by itself:
+    An episode is a pure function of (seed, the options it began with, the actions). Nothing resets by itself:
     a finished slot keeps its final state until `reset` selects it.
     """
 
@@ -41,6 +41,13 @@ class BatchedGame(Protocol):
     def reset(self, slots: BoolArray, seeds: npt.NDArray[np.uint64]) -> None:
         """Begin a new episode in each slot where `slots[B]` is true, from `seeds[B]` (others are not read)."""
 
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Change options by name, for each slot from its next `reset` on: an episode in progress keeps its own.
+
+        Raises ValueError, and changes nothing, for an unknown option, for a value that cannot be played, and for an
+        option that a live game cannot change; the message names it and says why.
+        """
+
     def step(
         self,
         action: npt.NDArray[np.int64],
@@ -50,6 +57,8 @@ class BatchedGame(Protocol):
         truncated: BoolArray,
     ) -> None:
         """Advance the slots where `active[B]`; write reward [B] and flags [B] (0 and False in the others).
+
+        A reward of NaN says that the step's score was lost; the episode goes on, or has ended, as the flags say.
 
         Raises ValueError, and moves no slot, when an active slot has no running episode or its action
         is outside 0..num_actions-1.

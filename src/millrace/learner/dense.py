@@ -40,16 +40,17 @@ class DenseGradients:
         self._rows: dict[str, Array] = {}
         self._shuffled: dict[str, Array] = {}
 
-    def prepare(self, rows: Rows) -> None:
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
         """Prepare the inputs once for all epochs; everything else is shared with the tensors."""
         with torch.no_grad():
-            prepared = [self._policy.prepared(key, rows.observation[key]).reshape(len(rows), -1) for key in self._keys]
+            seen = rows.seen()
+            prepared = [self._policy.prepared(key, seen[key]).reshape(len(rows), -1) for key in self._keys]
             inputs = torch.cat(prepared, dim=1) if len(prepared) > 1 else prepared[0]
         tensors = {name: x for name, x in vars(rows).items() if isinstance(x, Tensor)}
         self._rows = {"inputs": inputs.numpy()} | {name: x.numpy() for name, x in tensors.items()}
 
-    def shuffle(self, index: Tensor) -> None:
-        order = index.numpy()
+    def shuffle(self, generator: torch.Generator) -> None:
+        order = torch.randperm(len(self._rows["weight"]), generator=generator).numpy()
         self._shuffled = {
             name: np.take(x, order, axis=0, out=self._shuffled.get(name), mode="clip")
             if self._fits(name, x)

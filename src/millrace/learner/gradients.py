@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.errors import ConfigError
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
@@ -15,6 +17,7 @@ from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.policy import Policy
 from millrace.ops import losses
 from millrace.ops.distributions import log_prob_and_entropy
+from millrace.types import require
 
 Stats = dict[str, float]
 
@@ -22,22 +25,51 @@ Stats = dict[str, float]
 class Gradients(Protocol):
     """Computes gradients over one batch: `prepare` once an update, `shuffle` once an epoch."""
 
-    def prepare(self, rows: Rows) -> None: ...
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
+        """Take the rows of an update; and the recurrent state [B, S] before them, for networks with recurrence."""
 
-    def shuffle(self, index: Tensor) -> None:
-        """Put the prepared rows into the order of `index` [N]."""
+    def shuffle(self, generator: torch.Generator) -> None:
+        """Put the prepared rows into random order."""
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
 
 
 def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
-    """By hand where the network is ours and dense, on one CPU thread; else by autograd."""
+    """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd.
+
+    Raises:
+        ConfigError: `ppo.compile` with recurrence, whose sequences have a new shape in every minibatch.
+    """
     network = policy.network
+    if policy.state_size:
+        require(not config.compile, "ppo.compile does not take networks with memory; use ppo.compile=false")
+        from millrace.learner.sequences import SequenceGradients
+
+        return SequenceGradients(policy, parameters, config)
     on_cpu = parameters.vector.device.type == "cpu"
-    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1:
+    is_plain = config.precision == "fp32" and not config.compile
+    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
         return DenseGradients(policy, network, config)
     return AutogradGradients(policy, parameters, config)
+
+
+def compiled(policy: Policy) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The policy's forward, compiled at its first call; parameters and their names stay the policy's own.
+
+    Raises:
+        ConfigError: there is no compiler.
+    """
+    forward = torch.compile(policy)
+
+    def call(observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        try:
+            outputs: tuple[Tensor, Tensor] = forward(observation)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise ConfigError(f"ppo.compile: {error.inner_exception}; ppo.compile=false needs no compiler") from error
+        return outputs
+
+    return call
 
 
 class AutogradGradients:
@@ -45,18 +77,31 @@ class AutogradGradients:
 
     def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
+        self._network = compiled(policy) if config.compile else policy
+        self._autocast = torch.autocast(
+            parameters.vector.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
         self._rows: Rows
         self._shuffled: Rows
 
-    def prepare(self, rows: Rows) -> None:
+    def prepare(self, rows: Rows, state: Tensor | None = None) -> None:
         self._rows = rows
 
-    def shuffle(self, index: Tensor) -> None:
+    def shuffle(self, generator: torch.Generator) -> None:
+        self._take(torch.randperm(len(self._rows), generator=generator))
+
+    def _take(self, index: Tensor) -> None:
         self._shuffled = self._rows.take(index.to(self._rows.weight.device))
+
+    def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Parameters and values of the rows first..last-1 of the present order."""
+        params, value = self._network(rows.seen())
+        return params, value
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
         config, rows = self._config, self._shuffled.slice(first, last)
-        params, value = self._policy(rows.observation)
+        with self._autocast:
+            params, value = self._forward(rows, first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage

@@ -69,13 +69,14 @@ class Learner:
         """K passes in random order; the figures are means over the last pass."""
         config, size = self.config, self.config.minibatch_size
         first_rows = rows = self._targets.rows(rollout)
-        self._gradients.prepare(rows)
+        state = self._targets.state(rollout)
+        self._gradients.prepare(rows, state)
         stats: list[dict[str, float]] = []
         for epoch in range(config.epochs):
             if epoch and config.recompute_advantage:
                 rows = self._targets.refreshed(rows, rollout)
-                self._gradients.prepare(rows)
-            self._gradients.shuffle(torch.randperm(len(rows), generator=self._generator))
+                self._gradients.prepare(rows, state)
+            self._gradients.shuffle(self._generator)
             wants_stats = epoch == config.epochs - 1 or config.target_kl > 0
             stats = []
             for first in range(0, len(rows), size):
@@ -98,7 +99,8 @@ class Learner:
         """Add each rollout of the batch to the normalisers, once, after it was learned from."""
         rollout = batch.rollout
         for key, normalizer in self.policy.normalizers():
-            normalizer.update(torch.from_numpy(rollout.observation[key][:-1][rollout.valid]).to(normalizer.mean.device))
+            rows = rollout.present(key)[:-1][rollout.valid]
+            normalizer.update(torch.from_numpy(rows).to(normalizer.mean.device))
         if self._reward_scaler is not None:
             for worker, block in batch.blocks():
                 self._reward_scaler.update(worker, block)

@@ -7,18 +7,39 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass
-class Rows:
-    """[N, ...] each.
+@dataclass(frozen=True)
+class StackedFrames:
+    """[N, K, ...] of which every frame is kept once, and gathered when it is needed.
 
     Attributes:
-        observation: raw, by key.
+        frames: [F, ...] all frames.
+        index: [N, K] int64 into them, oldest first.
+    """
+
+    frames: Tensor
+    index: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> StackedFrames:
+        return StackedFrames(self.frames, self.index[rows])
+
+    def gathered(self) -> Tensor:
+        """The stacks themselves."""
+        return self.frames[self.index]
+
+
+@dataclass
+class Rows:
+    """[N, ...] each, time-major: N = T x B.
+
+    Attributes:
+        observation: raw, by key, as the policy sees it.
         log_prob: of the action under the acting policy.
         value: at collection.
         weight: 1 for experience, 0 for rows that count for nothing.
+        begins: where an episode begins; for networks with recurrence only.
     """
 
-    observation: dict[str, Tensor]
+    observation: dict[str, Tensor | StackedFrames]
     action: Tensor
     log_prob: Tensor
     advantage: Tensor
@@ -26,6 +47,7 @@ class Rows:
     value: Tensor
     weight: Tensor
     action_mask: Tensor | None = None
+    begins: Tensor | None = None
 
     def take(self, index: Tensor) -> Rows:
         """The rows of an index, gathered."""
@@ -37,5 +59,14 @@ class Rows:
         fields = {name: x[first:last] for name, x in vars(self).items() if isinstance(x, Tensor)}
         return Rows(observation={key: x[first:last] for key, x in self.observation.items()}, **fields)
 
+    def seen(self) -> dict[str, Tensor]:
+        """The observations as the policy takes them."""
+        return seen(self.observation)
+
     def __len__(self) -> int:
         return len(self.weight)
+
+
+def seen(observation: dict[str, Tensor | StackedFrames]) -> dict[str, Tensor]:
+    """Stacks gathered, everything else as it is."""
+    return {key: x.gathered() if isinstance(x, StackedFrames) else x for key, x in observation.items()}

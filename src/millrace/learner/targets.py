@@ -10,7 +10,7 @@ from torch import Tensor
 
 from millrace.config import PPOConfig
 from millrace.learner.rewards import RewardScaler
-from millrace.learner.rows import Rows
+from millrace.learner.rows import Rows, StackedFrames, seen
 from millrace.nets.policy import Policy
 from millrace.ops.gae import generalized_advantages
 from millrace.types import Array, Rollout
@@ -28,7 +28,7 @@ class Targets:
         value = self._tensor(rollout.value)
         advantage = self._advantages(rollout, value)
         return Rows(
-            observation={key: self._tensor(array[:-1]).flatten(0, 1) for key, array in rollout.observation.items()},
+            observation=self._observation(rollout, rollout.num_steps),
             action=self._tensor(rollout.action).flatten(0, 1),
             log_prob=self._tensor(rollout.log_prob).flatten(),
             advantage=advantage.flatten(),
@@ -36,7 +36,29 @@ class Targets:
             value=value[:-1].flatten(),
             weight=self._tensor(rollout.valid).float().flatten(),
             action_mask=self._mask(rollout),
+            begins=self._begins(rollout, rollout.num_steps).flatten() if self._policy.state_size else None,
         )
+
+    def state(self, rollout: Rollout) -> Tensor | None:
+        """[B, S] recurrent state before the first row; None for networks without recurrence."""
+        return None if rollout.state is None else self._tensor(rollout.state[0])
+
+    def _observation(self, rollout: Rollout, num_rows: int) -> dict[str, Tensor | StackedFrames]:
+        """The first rows [num_rows * B, ...] as the policy sees them."""
+        observation: dict[str, Tensor | StackedFrames] = {}
+        for key, array in rollout.observation.items():
+            stack = self._policy.spec.observation[key].stack
+            if stack == 1:
+                observation[key] = self._tensor(array[:num_rows]).flatten(0, 1)
+            else:
+                index = self._tensor(stack_index(rollout, stack, num_rows))
+                observation[key] = StackedFrames(self._tensor(array).flatten(0, 1), index)
+        return observation
+
+    def _begins(self, rollout: Rollout, num_rows: int) -> Tensor:
+        """[num_rows, B] where an episode begins."""
+        assert rollout.age is not None
+        return self._tensor(rollout.age[:num_rows] == 0)
 
     @torch.no_grad()
     def refreshed(self, rows: Rows, rollout: Rollout) -> Rows:
@@ -44,8 +66,13 @@ class Targets:
 
         Source: Andrychowicz et al. 2020 (arXiv 2006.05990), section 3.5.
         """
-        observation = {key: self._tensor(array).flatten(0, 1) for key, array in rollout.observation.items()}
-        value = self._policy(observation)[1].view(rollout.value.shape)
+        num_rows = rollout.num_steps + 1
+        observation, state = seen(self._observation(rollout, num_rows)), self.state(rollout)
+        if state is None:
+            value = self._policy(observation)[1]
+        else:
+            value = self._policy.unroll(observation, state, self._begins(rollout, num_rows))[1]
+        value = value.view(rollout.value.shape)
         advantage = self._advantages(rollout, value)
         return dataclasses.replace(rows, advantage=advantage.flatten(), target=(advantage + value[:-1]).flatten())
 
@@ -87,3 +114,17 @@ class Targets:
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def stack_index(rollout: Rollout, stack: int, num_rows: int) -> Array:
+    """[num_rows * B, K] int64: where in [(K - 1 + T + 1) * B] frames each stack lies, oldest first.
+
+    An episode's first frame stands in for those before it, as `millrace.nets.memory.Memory` has it.
+    """
+    assert rollout.age is not None
+    num_slots = rollout.num_slots
+    back = np.arange(stack - 1, -1, -1)  # how many rows before the present one
+    back = np.minimum(back, rollout.age[:num_rows, :, None])
+    row = np.arange(num_rows)[:, None, None] + (stack - 1) - back
+    index: Array = row * num_slots + np.arange(num_slots)[:, None]
+    return index.reshape(-1, stack)

@@ -71,6 +71,9 @@ class LiveSink:
             f"entropy {row.get('entropy', 0):.3f}  KL {row.get('kl', 0):.4f}  "
             f"explained variance {row.get('explained_variance', 0):.2f}",
         )
+        options = {name.removeprefix("option/"): row[name] for name in row if name.startswith("option/")}
+        if options:
+            table.add_row("options", "  ".join(f"{name} {value}" for name, value in options.items()))
         for sentence in unhealthy(row):
             table.add_row("[yellow]look", Text(sentence, style="yellow"))
         return Panel(table, title=f"[bold]{self._title}", border_style="cyan")

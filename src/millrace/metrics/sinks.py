@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers; an environment option may be a word
 
 
 class Sink(Protocol):

@@ -31,7 +31,7 @@ class TensorBoardSink:
 
         if self._writer is None:
             self._writer = EventFileWriter(str(self._directory))
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "env_steps"]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(row).items()]
         self._writer.add_event(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
 
     def note(self, text: str) -> None:
@@ -40,3 +40,8 @@ class TensorBoardSink:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def numbers(row: Row) -> Row:
+    """The figures but the step count, which is the axis, and environment options that are words."""
+    return {name: value for name, value in row.items() if name != "env_steps" and not isinstance(value, str)}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from millrace.config import NetConfig
 from millrace.nets.inputs import dense_keys
-from millrace.nets.layers import dense_layers, num_outputs, orthogonal
+from millrace.nets.layers import dense_layers, num_outputs, orthogonal, side_by_side
 from millrace.types import SlotSpec
 
 
@@ -29,7 +29,7 @@ class DenseNetwork(nn.Module):
         self.shared = net.shared
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        x = torch.cat([observation[key].reshape(len(observation[key]), -1) for key in self.keys], dim=1)
+        x = side_by_side(observation, self.keys)
         if self.shared:
             actor = critic = self._run(self.trunk, x)
         else:
@@ -38,5 +38,23 @@ class DenseNetwork(nn.Module):
 
     def _run(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
         for layer in layers:
+            x = self.activation(layer(x))
+        return x
+
+
+class DenseBody(nn.Module):
+    """Prepared observations to features [N, num_features]: flattened, then dense layers."""
+
+    def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
+        super().__init__()
+        self.keys = dense_keys(spec, net)
+        self.activation = torch.tanh if net.activation == "tanh" else torch.relu
+        widths = (sum(spec.observation[key].num_inputs for key in self.keys), *net.hidden)
+        self.layers = dense_layers(widths)
+        self.num_features = widths[-1]
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        x = side_by_side(observation, self.keys)
+        for layer in self.layers:
             x = self.activation(layer(x))
         return x

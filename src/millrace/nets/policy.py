@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
 from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.encoders import channels_last_in_memory
 from millrace.nets.image_network import ImageNetwork
 from millrace.nets.inputs import image_keys, normalized_keys
 from millrace.nets.layers import ByKey
+from millrace.nets.recurrent_network import RecurrentNetwork
 from millrace.types import Array, SlotSpec
 
 
@@ -21,7 +23,12 @@ class Network(Protocol):
     """What a user's own `nn.Module` must offer to be trained.
 
     `forward` takes the prepared observations, float32 [N, ...] by key (images scaled to 0..1, categories
-    one-hot), and returns logits and means [N, num_logits + num_box] and values [N].
+    one-hot; stacked frames [N, K, ...]), and returns logits and means [N, num_logits + num_box] and values [N].
+
+    A network with recurrence has an attribute `state_size`, the S numbers that it carries from step to step of a
+    slot. Its `forward(observation, state, begins)` takes N = T x B rows, time-major, the state [B, S] before the
+    first step, and `begins` [T, B] bool, true where an episode begins and the state is to be forgotten first; it
+    returns besides the state [B, S] after the step, which is used where T is 1.
     """
 
     def __call__(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
@@ -46,12 +53,38 @@ class Policy(nn.Module):
         if spec.action.num_box:
             self.log_std = nn.Parameter(torch.full((spec.action.num_box,), net.log_std_init))
 
+    @property
+    def state_size(self) -> int:
+        """S, the numbers of recurrent state that a slot needs; 0 for networks without recurrence."""
+        return int(getattr(self.network, "state_size", 0))
+
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Raw observations [N, ...] to parameters [N, P] and values [N]."""
-        params, value = self.network({key: self.prepared(key, array) for key, array in observation.items()})
-        if self.spec.action.num_box:
-            params = torch.cat([params, self.log_std.expand(len(params), -1)], dim=1)
-        return params, value
+        params, value = self.network(self._all_prepared(observation))
+        return self._with_deviations(params), value
+
+    def unroll(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sequences of a network with recurrence.
+
+        Args:
+            observation: raw, [T * B, ...], time-major.
+            state: [B, S] before the first step.
+            begins: [T, B] bool, where an episode begins: the state is forgotten first.
+
+        Returns:
+            Parameters [T * B, P], values [T * B], and where T is 1 the state [B, S] after the step.
+        """
+        params, value, state = self.network(self._all_prepared(observation), state, begins)
+        return self._with_deviations(params), value, state
+
+    def _all_prepared(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self.prepared(key, array) for key, array in observation.items()}
+
+    def _with_deviations(self, params: Tensor) -> Tensor:
+        """Log standard deviations beside logits and means, where actions are continuous."""
+        if not self.spec.action.num_box:
+            return params
+        return torch.cat([params, self.log_std.expand(len(params), -1)], dim=1)
 
     def prepared(self, key: str, array: Tensor) -> Tensor:
         """One raw observation array as the network sees it: scaled, normalised, or one-hot."""
@@ -61,7 +94,8 @@ class Policy(nn.Module):
         if key in self.normalizer:
             normalized: Tensor = self.normalizer[key](array)
             return normalized
-        return array.float() * spec.scale if spec.scale != 1.0 else array.float()
+        x = channels_last_in_memory(array).float() if spec.is_image else array.float()
+        return x.mul_(spec.scale) if spec.scale != 1.0 else x  # only integers have a scale: x is a copy
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """The running statistics by observation key."""
@@ -138,6 +172,8 @@ class Normalizer(nn.Module):
 
 def build_network(spec: SlotSpec, net: NetConfig) -> nn.Module:
     """The default network for a space: dense actor and critic, or a shared convolutional encoder."""
+    if net.memory != "none":
+        return RecurrentNetwork(spec, net)
     if image_keys(spec, net):
         return ImageNetwork(spec, net)
     return DenseNetwork(spec, net)

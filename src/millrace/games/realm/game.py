@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from millrace.games.realm.generator import generate_map
 from millrace.games.realm.kernels import (
     FINISHED,
     NOT_BEGUN,
-    TRAIL_STEPS,
+    EpisodeOptions,
     Numbers,
     Slots,
     Weights,
@@ -30,6 +30,9 @@ from millrace.games.realm.rules import (
     RealmRules,
     treasure_count_distribution,
 )
+
+if TYPE_CHECKING:
+    from millrace.games.realm.render import CellValues
 
 
 def make_game(size: str, num_slots: int, **options: Any) -> RealmGame:
@@ -55,17 +58,24 @@ class RealmGame:
         self.rules = rules
         self.num_slots = num_slots
         self.options = options if options is not None else RealmOptions()
+        """Those of the next episodes; an episode in progress keeps the ones that it began with."""
         self.options.check(rules)
         self.observation_fields: Mapping[str, ObservationField] = observation_fields(rules)
         self.numbers = _numbers(rules, self.options)
         self.maps = stack_maps(maps if maps is not None else _maps_of(rules, self.options), rules)
         self.slots = _new_slots(rules, num_slots)
-        self._weights = _weights(self.options.reward)
-        self._count_distribution = treasure_count_distribution(self.options, rules)
+        self._episode_options = _episode_options(rules, self.options)
 
     def reset(self, slots: BoolArray, seeds: npt.NDArray[np.uint64]) -> None:
         """See `BatchedGame`."""
-        reset_slots(self.numbers, self.maps, self.slots, self._count_distribution, slots, seeds)
+        reset_slots(self.numbers, self.maps, self.slots, self._episode_options, slots, seeds)
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """See `BatchedGame`. What can change is n_treasures, random_start, max_step, score_info_fault, and reward as a
+        mapping or by single terms (`{"reward.step": -0.2}`); a mapping starts from the default weights."""
+        changed = self.options.changed(options)
+        changed.check(self.rules)
+        self.options, self._episode_options = changed, _episode_options(self.rules, changed)
 
     def step(
         self,
@@ -76,9 +86,7 @@ class RealmGame:
         truncated: BoolArray,
     ) -> None:
         """See `BatchedGame`."""
-        stuck = step_all(
-            self.numbers, self._weights, self.maps, self.slots, action, active, reward, terminated, truncated
-        )
+        stuck = step_all(self.numbers, self.maps, self.slots, action, active, reward, terminated, truncated)
         if stuck >= 0:
             raise ValueError(self._why_stuck(stuck, int(action[stuck])))
 
@@ -97,11 +105,11 @@ class RealmGame:
         """Score and its parts, which are all 0 unless the end was reached, and what happened on the way."""
         slots, rules = self.slots, self.rules
         left = int(slots.treasures[slot]).bit_count()
-        taken = int(slots.placed[slot]) - left
+        taken = int(slots.placed[slot]).bit_count() - left
         finished = int(slots.status[slot] == FINISHED)
         treasure_score = finished * rules.treasure_score * taken
         end_score = finished * rules.end_score
-        step_score = finished * rules.step_score * (self.numbers.max_step - int(slots.steps[slot]))
+        step_score = finished * rules.step_score * (int(slots.max_step[slot]) - int(slots.steps[slot]))
         return {
             "score": treasure_score + end_score + step_score,
             "treasure_score": treasure_score,
@@ -117,7 +125,7 @@ class RealmGame:
         }
 
     def save_state(self) -> GameState:
-        """See `BatchedGame`. Options and maps are the game's, not the state's."""
+        """See `BatchedGame`. Maps are the game's, not the state's; so are the options of episodes to come."""
         return {name: array.copy() for name, array in self.slots._asdict().items()}
 
     def load_state(self, state: GameState) -> None:
@@ -136,11 +144,28 @@ class RealmGame:
         for name, array in own.items():
             np.copyto(array, state[name])
 
-    def render(self, slot: int, scale: int | None = None) -> npt.NDArray[np.uint8]:
-        """Picture [H, W, 3] of a slot; needs Pillow."""
+    def observe_at(self, slot: int, positions: npt.NDArray[np.int64]) -> Observation:
+        """What a slot's hero would observe at each of N positions [N, 2] in the open, all else as it is; [N, ...]."""
+        observation = {
+            name: np.zeros((len(positions), *field.shape), dtype=field.dtype)
+            for name, field in self.observation_fields.items()
+        }
+        moved = Slots(*(array[slot : slot + 1].copy() for array in self.slots))
+        for i, position in enumerate(positions):
+            moved.position[0] = position
+            arrays = [observation[name][i : i + 1] for name in ("map", "vector", "action_mask")]
+            observe_all(self.numbers, self.maps, moved, *arrays)
+        return observation
+
+    def render(self, slot: int, scale: int | None = None, values: CellValues | None = None) -> npt.NDArray[np.uint8]:
+        """Picture [H, W, 3] of a slot; needs Pillow.
+
+        `values` colours the ground: a function from positions [N, 2], the middles of all walkable cells, to a value
+        each. `observe_at` makes the observations that a network needs for that.
+        """
         from millrace.games.realm.render import render_slot
 
-        return render_slot(self, slot, scale)
+        return render_slot(self, slot, scale, values)
 
     def close(self) -> None:
         """See `BatchedGame`."""
@@ -168,7 +193,7 @@ def _maps_of(rules: RealmRules, options: RealmOptions) -> list[RealmMap]:
         return [frozen_map(rules)]
     if options.map == "random":
         return [generate_map(rules, options.map_seed, index) for index in range(options.num_maps)]
-    return [load_map(options.map, rules)]
+    return [load_map(options.map, rules, options.points or None)]
 
 
 def _numbers(rules: RealmRules, options: RealmOptions) -> Numbers:
@@ -186,9 +211,7 @@ def _numbers(rules: RealmRules, options: RealmOptions) -> Numbers:
         flash_cooldown=rules.flash_cooldown_steps,
         buff_steps=rules.buff_steps,
         buff_respawn=rules.buff_respawn_steps,
-        max_step=options.max_step if options.max_step is not None else rules.max_step,
         distance_scale=float(rules.distance_scale_cells),
-        random_start=float(options.random_start),
         treasure_score=rules.treasure_score,
         step_score=rules.step_score,
         flash_lands_near=options.rules == "2025",
@@ -196,32 +219,34 @@ def _numbers(rules: RealmRules, options: RealmOptions) -> Numbers:
     )
 
 
-def _weights(reward: RealmReward) -> Weights:
-    return Weights(
-        treasure=reward.treasure * reward.scale,
-        end=reward.end * reward.scale,
-        missed_treasure=reward.missed_treasure * reward.scale,
-        approach_treasure=reward.approach_treasure * reward.scale,
-        approach_end=reward.approach_end * reward.scale,
-        flash_factor=float(reward.flash_factor),
-        buff=reward.buff * reward.scale,
-        wall=reward.wall * reward.scale,
-        blocked_flash=reward.blocked_flash * reward.scale,
-        repeat=reward.repeat * reward.scale,
-        step=reward.step * reward.scale,
+def _episode_options(rules: RealmRules, options: RealmOptions) -> EpisodeOptions:
+    return EpisodeOptions(
+        count_distribution=treasure_count_distribution(options, rules),
+        random_start=float(options.random_start),
+        max_step=int(options.max_step) if options.max_step is not None else rules.max_step,
+        score_info_fault=float(options.score_info_fault),
+        weights=_weights(options.reward),
     )
+
+
+def _weights(reward: RealmReward) -> npt.NDArray[np.float64]:
+    """The reward terms in the order of `Weights`, with the scale in those that it applies to."""
+    unscaled = ("flash_factor", "repeat_above", "dynamic_treasure")
+    return np.array([getattr(reward, name) * (1.0 if name in unscaled else reward.scale) for name in Weights._fields])
 
 
 def _new_slots(rules: RealmRules, num_slots: int) -> Slots:
     padded = rules.width_cells + 2 * rules.view_radius_cells
-    scalar = {
-        name: np.zeros(num_slots, dtype=np.int32)
-        for name in Slots._fields
-        if name not in ("position", "memory", "trail")
+    per_point = (num_slots, rules.num_points)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "seed": np.zeros(num_slots, dtype=np.uint64),
+        "score_info_fault": np.zeros(num_slots, dtype=np.float64),
+        "weights": np.zeros((num_slots, len(Weights._fields)), dtype=np.float64),
+        "worth": np.ones(per_point, dtype=np.float64),
+        "misses": np.zeros(per_point, dtype=np.int32),
+        "position": np.zeros((num_slots, 2), dtype=np.int64),
+        "memory": np.zeros((num_slots, padded, padded), dtype=np.uint8),
+        "trail": np.zeros((num_slots, rules.max_step + 1, 2), dtype=np.uint16),
     }
-    return Slots(
-        position=np.zeros((num_slots, 2), dtype=np.int64),
-        memory=np.zeros((num_slots, padded, padded), dtype=np.uint8),
-        trail=np.zeros((num_slots, TRAIL_STEPS, 2), dtype=np.int32),
-        **scalar,
-    )
+    scalars = {name: np.zeros(num_slots, dtype=np.int32) for name in Slots._fields if name not in arrays}
+    return Slots(**arrays, **scalars)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.compiled import kernel
+from millrace.games.compiled import inlined, kernel
 from millrace.games.realm.rules import (
     BUFF_ID,
     CELL_UNITS,
@@ -29,11 +29,17 @@ SIGN_Z = np.array([0, 1, 1, 1, 0, -1, -1, -1], dtype=np.int64)
 
 NOT_BEGUN, RUNNING, FINISHED, TIMED_OUT = 0, 1, 2, 3
 UNREACHABLE = 32767
-TRAIL_STEPS = 256
+
+FAULT_STREAM = 1 << 32
+"""Where an episode's stream of random numbers is used for faults, far behind what its reset draws."""
+MISSES_KEPT_EPISODES = 100
+"""Dynamic treasures: a slot's counts of missed treasures begin anew after this many episodes, as in the original."""
+LEAST_WORTH = 0.5
+"""Dynamic treasures: no treasure is worth less than this share of its reward."""
 
 
 class Numbers(NamedTuple):
-    """Rules and options as the kernels read them; units as in `RealmRules`."""
+    """Rules, and what else holds for every episode of a game; units as in `RealmRules`."""
 
     trigger_units: int
     num_places: int
@@ -48,9 +54,7 @@ class Numbers(NamedTuple):
     flash_cooldown: int
     buff_steps: int
     buff_respawn: int
-    max_step: int
     distance_scale: float
-    random_start: float
     treasure_score: float
     step_score: float
     flash_lands_near: bool
@@ -58,19 +62,36 @@ class Numbers(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Reward terms, `RealmReward.scale` already multiplied in."""
+    """Reward terms, `RealmReward.scale` already multiplied in. Their order is that of `Slots.weights`."""
 
     treasure: float
     end: float
     missed_treasure: float
+    missed_buff: float
     approach_treasure: float
     approach_end: float
-    flash_factor: float
+    approach_any_treasure: float
+    approach_end_always: float
     buff: float
     wall: float
     blocked_flash: float
     repeat: float
     step: float
+    flash_factor: float
+    repeat_above: float
+    dynamic_treasure: float
+
+
+class EpisodeOptions(NamedTuple):
+    """Options that an episode takes over when it begins, and keeps."""
+
+    count_distribution: Array
+    """Cumulative probability of 0, 1, .. treasures, float64 [num_places + 1]."""
+    random_start: float
+    max_step: int
+    score_info_fault: float
+    weights: Array
+    """float64, in the order of `Weights`."""
 
 
 class Maps(NamedTuple):
@@ -79,7 +100,7 @@ class Maps(NamedTuple):
     walkable: Array
     """uint8 [M, H, H], 1 walkable."""
     padded: Array
-    """The same with `view_radius` blocked cells on every side, uint8 [M, H + 2r, H + 2r]."""
+    """As observed: MEMORY_CAP where walkable, r = `view_radius` blocked cells around, uint8 [M, H + 2r, H + 2r]."""
     points: Array
     """Positions of the points, int64 [M, K, 2]."""
     distance: Array
@@ -87,7 +108,22 @@ class Maps(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """State of B episodes."""
+    """State of B episodes, the options that they began with included."""
+
+    seed: Array
+    """What the episode began from, uint64 [B]."""
+    max_step: Array
+    """Steps until truncation, int32 [B]."""
+    score_info_fault: Array
+    """Probability that a step's score is lost, float64 [B]."""
+    weights: Array
+    """Reward terms, float64 [B, W] in the order of `Weights`."""
+    worth: Array
+    """Factor on the reward of the treasure at each point, float64 [B, K]."""
+    misses: Array
+    """How often the treasure at each point was left behind of late, int32 [B, K]; only for dynamic treasures."""
+    episodes: Array
+    """Episodes since those counts were first cleared, int32 [B]."""
 
     position: Array
     """Hero (x, z), int64 [B, 2]."""
@@ -106,7 +142,7 @@ class Slots(NamedTuple):
     buff_wait: Array
     """Steps until the buff lies at its point again, int32 [B]."""
     placed: Array
-    """Treasures at the start of the episode, int32 [B]."""
+    """Places that held a treasure at the start of the episode, as a set of points, int32 [B]."""
     buffs: Array
     """Buffs taken, int32 [B]."""
     flashes: Array
@@ -116,7 +152,7 @@ class Slots(NamedTuple):
     memory: Array
     """Visits of each cell up to 5, padded as the map is, uint8 [B, H + 2r, H + 2r]."""
     trail: Array
-    """The last TRAIL_STEPS positions, at row steps modulo TRAIL_STEPS, int32 [B, TRAIL_STEPS, 2]."""
+    """Position after each step, from the start on, uint16 [B, most steps + 1, 2]."""
 
 
 @kernel
@@ -125,7 +161,7 @@ def wide(value: Any) -> int:
     return np.int64(value)  # type: ignore[return-value]  # compiled, NumPy's integer is the integer
 
 
-@kernel
+@inlined
 def is_open(walkable: Array, x: int, z: int) -> bool:
     """Whether the position lies in a walkable cell [H, H] of the world."""
     world = walkable.shape[0] * CELL_UNITS
@@ -134,7 +170,7 @@ def is_open(walkable: Array, x: int, z: int) -> bool:
     return bool(walkable[z // CELL_UNITS, x // CELL_UNITS] != 0)
 
 
-@kernel
+@inlined
 def can_pass(walkable: Array, x: int, z: int, dx: int, dz: int) -> bool:
     """Whether a sub-move, shorter than a cell, ends in the open without cutting between two diagonal blocked cells."""
     if not is_open(walkable, x + dx, z + dz):
@@ -142,7 +178,7 @@ def can_pass(walkable: Array, x: int, z: int, dx: int, dz: int) -> bool:
     return bool(is_open(walkable, x + dx, z) or is_open(walkable, x, z + dz))
 
 
-@kernel
+@inlined
 def slide(walkable: Array, x: int, z: int, dx: int, dz: int) -> tuple[int, int]:
     """Position after one sub-move: the full vector, else x only, else z only, else where it was."""
     if can_pass(walkable, x, z, dx, dz):
@@ -154,7 +190,7 @@ def slide(walkable: Array, x: int, z: int, dx: int, dz: int) -> tuple[int, int]:
     return x, z
 
 
-@kernel
+@inlined
 def touched_points(points: Array, trigger_units: int, x: int, z: int) -> int:
     """The points [K, 2] within the trigger radius of a position, as a set."""
     touched = 0
@@ -166,7 +202,7 @@ def touched_points(points: Array, trigger_units: int, x: int, z: int) -> int:
     return touched
 
 
-@kernel
+@inlined
 def axis_units(units: int, direction: int) -> int:
     """Length along each axis of a move of `units` in a direction."""
     if direction % 2 == 0:
@@ -174,12 +210,14 @@ def axis_units(units: int, direction: int) -> int:
     return round(units * 0.7071067811865476)
 
 
-@kernel
+@inlined
 def walk(
     numbers: Numbers, walkable: Array, points: Array, x: int, z: int, direction: int, units: int
 ) -> tuple[int, int, int]:
     """Position after a walking step and the points touched on the way, as a set."""
     length = axis_units(units, direction)
+    # Most steps are far from every point: one look around spares them one per part.
+    in_reach = touched_points(points, numbers.trigger_units + units, x, z) != 0
     touched = 0
     gone = 0
     for part in range(1, numbers.sub_moves + 1):
@@ -189,7 +227,8 @@ def walk(
         dx = SIGN_X[direction] * sub_length
         dz = SIGN_Z[direction] * sub_length
         x, z = slide(walkable, x, z, dx, dz)
-        touched |= touched_points(points, numbers.trigger_units, x, z)
+        if in_reach:
+            touched |= touched_points(points, numbers.trigger_units, x, z)
     return x, z, touched
 
 
@@ -230,7 +269,7 @@ def flash_landing(numbers: Numbers, walkable: Array, x: int, z: int, direction: 
     return x, z
 
 
-@kernel
+@inlined
 def nearest_distance(distance: Array, present: int) -> int:
     """Smallest of the grid distances [K] over a set of points, UNREACHABLE for the empty set."""
     best = UNREACHABLE
@@ -250,14 +289,7 @@ def count_points(present: int) -> int:
     return count
 
 
-@kernel
-def goal_distance(numbers: Numbers, maps: Maps, m: int, x: int, z: int, treasures: int) -> int:
-    """Grid distance to the nearest of the treasures, or to the end when there are none."""
-    goals = treasures if treasures else 1 << END_ID
-    return nearest_distance(maps.distance[m, z // CELL_UNITS, x // CELL_UNITS], goals)
-
-
-@kernel
+@inlined
 def met_wall(numbers: Numbers, moved_x: int, moved_z: int, flashed: bool, buffed: bool) -> bool:
     """Whether a step came out shorter than one that meets nothing."""
     least = numbers.buff_walk_wall_units if buffed else numbers.walk_wall_units
@@ -266,34 +298,107 @@ def met_wall(numbers: Numbers, moved_x: int, moved_z: int, flashed: bool, buffed
     return moved_x * moved_x + moved_z * moved_z < least * least
 
 
-@kernel
+@inlined
 def remember(numbers: Numbers, slots: Slots, b: int) -> int:
     """Count the visit of the hero's cell; returns its visits before, at most MEMORY_CAP."""
     row = slots.position[b, 1] // CELL_UNITS + numbers.view_radius
     column = slots.position[b, 0] // CELL_UNITS + numbers.view_radius
     visits = wide(slots.memory[b, row, column])
     slots.memory[b, row, column] = min(visits + 1, MEMORY_CAP)
-    slots.trail[b, slots.steps[b] % TRAIL_STEPS, 0] = slots.position[b, 0]
-    slots.trail[b, slots.steps[b] % TRAIL_STEPS, 1] = slots.position[b, 1]
+    slots.trail[b, slots.steps[b], 0] = slots.position[b, 0]
+    slots.trail[b, slots.steps[b], 1] = slots.position[b, 1]
     return visits
 
 
-@kernel
-def shaping(
-    weights: Weights, gained_cells: int, seeking_treasure: bool, flashed: bool, hit: bool, visits: int
-) -> float:
-    """Reward of a step before treasures, buff and end: step, approach, wall and repeated cell."""
-    reward = weights.step
-    approach = weights.approach_treasure if seeking_treasure else weights.approach_end
-    reward += approach * gained_cells * (weights.flash_factor if flashed else 1.0)
+@inlined
+def weights_of(slots: Slots, b: int) -> Weights:
+    """The reward terms of slot b's episode by name."""
+    w = slots.weights
+    return Weights(
+        w[b, 0], w[b, 1], w[b, 2], w[b, 3], w[b, 4], w[b, 5], w[b, 6], w[b, 7],
+        w[b, 8], w[b, 9], w[b, 10], w[b, 11], w[b, 12], w[b, 13], w[b, 14], w[b, 15],
+    )  # fmt: skip
+
+
+@inlined
+def gained_cells(before: int, after: int) -> int:
+    """By how many cells a grid distance shrank; 0 where there is no way."""
+    return 0 if before == UNREACHABLE or after == UNREACHABLE else before - after
+
+
+@inlined
+def most_gained(before: Array, after: Array, treasures: int) -> int:
+    """Cells gained on the treasure that the step approached most, from distances [K] before and after it."""
+    most = -UNREACHABLE
+    for k in range(before.shape[0]):
+        if (treasures >> k) & 1:
+            most = max(most, gained_cells(wide(before[k]), wide(after[k])))
+    return most
+
+
+@inlined
+def approach(weights: Weights, before: Array, after: Array, treasures: int, flashed: bool) -> float:
+    """Reward for the cells that a step gained, from grid distances [K] before and after it and the treasures before."""
+    goals = treasures if treasures else 1 << END_ID
+    weight = weights.approach_treasure if treasures else weights.approach_end
+    reward = weight * gained_cells(nearest_distance(before, goals), nearest_distance(after, goals))
+    if weights.approach_any_treasure != 0.0 and treasures:
+        reward += weights.approach_any_treasure * most_gained(before, after, treasures)
+    reward += weights.approach_end_always * gained_cells(wide(before[END_ID]), wide(after[END_ID]))
+    return reward * (weights.flash_factor if flashed else 1.0)
+
+
+@inlined
+def wall_and_repeat(weights: Weights, flashed: bool, hit: bool, visits: int) -> float:
+    """Reward for meeting a wall, and for ending in a cell that had that many visits."""
+    reward = 0.0
     if hit:
         reward += weights.blocked_flash if flashed else weights.wall
-    if visits >= 3:
+    if visits / MEMORY_CAP > weights.repeat_above:
         reward += weights.repeat
     return reward
 
 
-@kernel
+@inlined
+def total_worth(slots: Slots, b: int, treasures: int) -> float:
+    """Sum of the worths of a set of treasures: how many they are, unless treasures are dynamic."""
+    total = 0.0
+    for k in range(slots.worth.shape[1]):
+        if (treasures >> k) & 1:
+            total += slots.worth[b, k]
+    return total
+
+
+@inlined
+def set_worths(slots: Slots, b: int) -> None:
+    """How much each treasure of the episode that begins is worth: more where it was missed more often of late."""
+    slots.worth[b].fill(1.0)
+    strength = weights_of(slots, b).dynamic_treasure
+    if strength == 0.0:
+        return
+    if slots.episodes[b] % MISSES_KEPT_EPISODES == 0:
+        slots.misses[b].fill(0)
+    slots.episodes[b] += 1
+    treasures = wide(slots.placed[b])
+    total, count = 0.0, 0
+    for k in range(slots.worth.shape[1]):
+        if (treasures >> k) & 1:
+            total += 1.0 + slots.misses[b, k]
+            count += 1
+    for k in range(slots.worth.shape[1]):
+        if (treasures >> k) & 1:
+            worth = max(LEAST_WORTH, (1.0 + slots.misses[b, k]) * count / total)
+            slots.worth[b, k] = 1.0 + strength * (worth - 1.0)
+
+
+@inlined
+def count_misses(slots: Slots, b: int) -> None:
+    """Remember which treasures the finished episode left behind."""
+    for k in range(slots.misses.shape[1]):
+        slots.misses[b, k] += (slots.treasures[b] >> k) & 1
+
+
+@inlined
 def count_down(slots: Slots, b: int) -> None:
     """Advance the slot's step counter and run down its timers."""
     slots.steps[b] += 1
@@ -302,12 +407,26 @@ def count_down(slots: Slots, b: int) -> None:
     slots.buff_wait[b] = max(0, slots.buff_wait[b] - 1)
 
 
-@kernel
+@inlined
+def reach_end(weights: Weights, slots: Slots, b: int) -> float:
+    """Finish the episode; returns the reward for that and for what was left behind."""
+    slots.status[b] = FINISHED
+    if weights.dynamic_treasure != 0.0:
+        count_misses(slots, b)
+    reward = weights.end + weights.missed_treasure * total_worth(slots, b, wide(slots.treasures[b]))
+    if slots.buffs[b] == 0:
+        reward += weights.missed_buff
+    return reward
+
+
+@inlined
 def trigger(numbers: Numbers, weights: Weights, slots: Slots, b: int, touched: int) -> float:
     """Treasures, buff and end for the points touched in this step, counters and time-out; returns their reward."""
-    collected = slots.treasures[b] & touched
-    slots.treasures[b] ^= collected
-    reward = weights.treasure * count_points(collected)
+    collected = wide(slots.treasures[b]) & touched
+    reward = 0.0
+    if collected:
+        slots.treasures[b] ^= collected
+        reward += weights.treasure * total_worth(slots, b, collected)
     takes_buff = slots.buff_wait[b] == 0 and (touched >> BUFF_ID) & 1 == 1
     count_down(slots, b)
     if takes_buff:
@@ -316,20 +435,19 @@ def trigger(numbers: Numbers, weights: Weights, slots: Slots, b: int, touched: i
         slots.buff_wait[b] = numbers.buff_respawn
         reward += weights.buff
     if (touched >> END_ID) & 1:
-        slots.status[b] = FINISHED
-        reward += weights.end + weights.missed_treasure * count_points(slots.treasures[b])
-    elif slots.steps[b] >= numbers.max_step:
+        reward += reach_end(weights, slots, b)
+    elif slots.steps[b] >= slots.max_step[b]:
         slots.status[b] = TIMED_OUT
     return reward
 
 
-@kernel
-def step_slot(numbers: Numbers, weights: Weights, maps: Maps, slots: Slots, b: int, action: int) -> float:
+@inlined
+def step_slot(numbers: Numbers, maps: Maps, slots: Slots, b: int, action: int) -> float:
     """Play one action in slot b; returns its reward."""
     m = wide(slots.map_index[b])
+    weights = weights_of(slots, b)
     treasures = wide(slots.treasures[b])
     x, z = slots.position[b, 0], slots.position[b, 1]
-    before = goal_distance(numbers, maps, m, x, z, treasures)
     direction = action % NUM_DIRECTIONS
     flashed = action >= NUM_DIRECTIONS and slots.flash_wait[b] == 0
     buffed = slots.buff_left[b] > 0
@@ -344,16 +462,24 @@ def step_slot(numbers: Numbers, weights: Weights, maps: Maps, slots: Slots, b: i
     hit = met_wall(numbers, new_x - x, new_z - z, flashed, buffed)
     slots.wall_hits[b] += hit
     slots.position[b, 0], slots.position[b, 1] = new_x, new_z
-    reward = trigger(numbers, weights, slots, b, touched)
-    after = goal_distance(numbers, maps, m, new_x, new_z, treasures)
-    gained = 0 if before == UNREACHABLE or after == UNREACHABLE else before - after
-    return reward + shaping(weights, gained, treasures != 0, flashed, hit, remember(numbers, slots, b))
+    reward = weights.step + trigger(numbers, weights, slots, b, touched)
+    before = maps.distance[m, z // CELL_UNITS, x // CELL_UNITS]
+    after = maps.distance[m, new_z // CELL_UNITS, new_x // CELL_UNITS]
+    reward += approach(weights, before, after, treasures, flashed)
+    return reward + wall_and_repeat(weights, flashed, hit, remember(numbers, slots, b))
+
+
+@inlined
+def loses_score(slots: Slots, b: int) -> bool:
+    """Whether the score of the step just played is lost: a fault made on request."""
+    if slots.score_info_fault[b] == 0.0:
+        return False
+    return bool(draw(slots.seed[b], FAULT_STREAM + slots.steps[b]) < slots.score_info_fault[b])
 
 
 @kernel
 def step_all(
     numbers: Numbers,
-    weights: Weights,
     maps: Maps,
     slots: Slots,
     action: Array,
@@ -371,7 +497,9 @@ def step_all(
         terminated[b] = False
         truncated[b] = False
         if active[b]:
-            reward[b] = step_slot(numbers, weights, maps, slots, b, action[b])
+            reward[b] = step_slot(numbers, maps, slots, b, action[b])
+            if loses_score(slots, b):
+                reward[b] = np.nan
             terminated[b] = slots.status[b] == FINISHED
             truncated[b] = slots.status[b] == TIMED_OUT
     return -1
@@ -403,11 +531,11 @@ def draw_treasures(seed: Any, num_places: int, count_distribution: Array) -> int
 
 
 @kernel
-def draw_start(numbers: Numbers, walkable: Array, points: Array, seed: Any) -> tuple[int, int]:
+def draw_start(numbers: Numbers, random_start: float, walkable: Array, points: Array, seed: Any) -> tuple[int, int]:
     """The start point or, with the configured probability, the centre of a random walkable cell away from the end."""
     x, z = points[START_ID, 0], points[START_ID, 1]
     index = 2 + numbers.num_places
-    if draw(seed, index) >= numbers.random_start:
+    if draw(seed, index) >= random_start:
         return x, z
     for _ in range(10_000):
         column = wide(draw(seed, index + 1) * walkable.shape[1])
@@ -421,31 +549,47 @@ def draw_start(numbers: Numbers, walkable: Array, points: Array, seed: Any) -> t
     return x, z
 
 
+@inlined
+def take_options(options: EpisodeOptions, slots: Slots, b: int) -> None:
+    """The options that slot b's next episode keeps to its end."""
+    slots.max_step[b] = options.max_step
+    slots.score_info_fault[b] = options.score_info_fault
+    slots.weights[b, :] = options.weights
+
+
+@inlined
+def reset_slot(numbers: Numbers, maps: Maps, slots: Slots, options: EpisodeOptions, b: int, seed: Any) -> None:
+    """Begin an episode in slot b."""
+    m = wide(draw(seed, 0) * maps.walkable.shape[0])
+    slots.seed[b] = seed
+    slots.map_index[b] = m
+    take_options(options, slots, b)
+    slots.treasures[b] = draw_treasures(seed, numbers.num_places, options.count_distribution)
+    slots.placed[b] = slots.treasures[b]
+    set_worths(slots, b)
+    x, z = draw_start(numbers, options.random_start, maps.walkable[m], maps.points[m], seed)
+    slots.position[b, 0], slots.position[b, 1] = x, z
+    slots.status[b] = RUNNING
+    slots.steps[b] = 0
+    slots.flash_wait[b] = 0
+    slots.buff_left[b] = 0
+    slots.buff_wait[b] = 0
+    slots.buffs[b] = 0
+    slots.flashes[b] = 0
+    slots.wall_hits[b] = 0
+    slots.memory[b].fill(0)
+    slots.trail[b].fill(0)
+    remember(numbers, slots, b)
+
+
 @kernel
 def reset_slots(
-    numbers: Numbers, maps: Maps, slots: Slots, count_distribution: Array, selected: Array, seeds: Array
+    numbers: Numbers, maps: Maps, slots: Slots, options: EpisodeOptions, selected: Array, seeds: Array
 ) -> None:
     """Begin an episode from `seeds[B]` in each selected slot."""
     for b in range(selected.shape[0]):
-        if not selected[b]:
-            continue
-        m = wide(draw(seeds[b], 0) * maps.walkable.shape[0])
-        slots.map_index[b] = m
-        slots.treasures[b] = draw_treasures(seeds[b], numbers.num_places, count_distribution)
-        slots.placed[b] = count_points(wide(slots.treasures[b]))
-        x, z = draw_start(numbers, maps.walkable[m], maps.points[m], seeds[b])
-        slots.position[b, 0], slots.position[b, 1] = x, z
-        slots.status[b] = RUNNING
-        slots.steps[b] = 0
-        slots.flash_wait[b] = 0
-        slots.buff_left[b] = 0
-        slots.buff_wait[b] = 0
-        slots.buffs[b] = 0
-        slots.flashes[b] = 0
-        slots.wall_hits[b] = 0
-        slots.memory[b].fill(0)
-        slots.trail[b].fill(0)
-        remember(numbers, slots, b)
+        if selected[b]:
+            reset_slot(numbers, maps, slots, options, b, seeds[b])
 
 
 @kernel
@@ -455,9 +599,13 @@ def copy_row(source: Array, target: Array) -> None:
         target[i] = source[i]
 
 
-@kernel
+@inlined
 def observe_map(numbers: Numbers, maps: Maps, slots: Slots, b: int, planes: Array) -> None:
-    """Write obstacle, memory, treasure and end planes uint8 [4, 2r+1, 2r+1], centred on the hero."""
+    """Write obstacle, memory, treasure and end planes uint8 [4, 2r+1, 2r+1], centred on the hero.
+
+    Yes is MEMORY_CAP in every plane, so that dividing by it brings each to 0..1. One plane after the other, because
+    memory is faster when written in order.
+    """
     side = 2 * numbers.view_radius + 1
     m = slots.map_index[b]
     left = slots.position[b, 0] // CELL_UNITS
@@ -465,15 +613,16 @@ def observe_map(numbers: Numbers, maps: Maps, slots: Slots, b: int, planes: Arra
     for row in range(side):
         source = bottom + (row if numbers.flip_map else side - 1 - row)
         copy_row(maps.padded[m, source, left : left + side], planes[0, row])
+    for row in range(side):
+        source = bottom + (row if numbers.flip_map else side - 1 - row)
         copy_row(slots.memory[b, source, left : left + side], planes[1, row])
-    planes[2].fill(0)
-    planes[3].fill(0)
+    planes[2:].fill(0)
     shown = slots.treasures[b] | (1 << END_ID)
     for k in range(maps.points.shape[1]):
         column = maps.points[m, k, 0] // CELL_UNITS - left + numbers.view_radius
         row = maps.points[m, k, 1] // CELL_UNITS - bottom + numbers.view_radius
         if (shown >> k) & 1 and 0 <= column < side and 0 <= row < side:
-            planes[3 if k == END_ID else 2, row if numbers.flip_map else side - 1 - row, column] = 1
+            planes[3 if k == END_ID else 2, row if numbers.flip_map else side - 1 - row, column] = MEMORY_CAP
 
 
 @kernel
@@ -482,7 +631,7 @@ def scaled_distance(numbers: Numbers, distance: Array, k: int, present: bool) ->
     return min(1.0, distance[k] / numbers.distance_scale) if present else 1.0
 
 
-@kernel
+@inlined
 def observe_vector(numbers: Numbers, maps: Maps, slots: Slots, b: int, vector: Array) -> None:
     """Write position 2, treasure present P, treasure distance P, buff present and distance, end distance."""
     m = slots.map_index[b]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.games.realm.kernels import Maps, distance_fields
-from millrace.games.realm.rules import CELL_UNITS, RealmRules
+from millrace.games.realm.rules import CELL_UNITS, MEMORY_CAP, RealmRules
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,52 @@ def map_to_json(realm_map: RealmMap) -> dict[str, Any]:
     }
 
 
-def map_from_json(record: dict[str, Any], rules: RealmRules, source: str) -> RealmMap:
-    """A map of the rules' size from its JSON form; `source` names it in errors."""
-    missing = [key for key in ("CellWidth", "Width", "Height", "Flags", "Points") if key not in record]
+def map_from_json(
+    record: dict[str, Any], rules: RealmRules, source: str, points: tuple[Any, str] | None = None
+) -> RealmMap:
+    """A map of the rules' size from its JSON form; `source` names it in errors.
+
+    `points` are the points and what to call them, where the record does not hold them.
+    """
+    needed = ("CellWidth", "Width", "Height", "Flags") + (() if points else ("Points",))
+    missing = [key for key in needed if key not in record]
     if missing:
-        raise ValueError(f"map {source} has no {missing[0]!r}")
+        hint = "; or name a file with the points by the option points" if missing == ["Points"] else ""
+        raise ValueError(f"map {source} has no {missing[0]!r}{hint}")
     expected = (CELL_UNITS, rules.width_cells, rules.width_cells)
     found = (record["CellWidth"], record["Width"], record["Height"])
     if found != expected:
         raise ValueError(f"map {source} has CellWidth, Width, Height {found}; Realm {rules.name} needs {expected}")
-    flags = np.asarray(record["Flags"], dtype=np.uint8)
-    if flags.size != rules.width_cells**2:
-        raise ValueError(f"map {source} has {flags.size} Flags; Width x Height is {rules.width_cells**2}")
-    points = np.asarray(record["Points"], dtype=np.int64)
-    if points.shape != (rules.num_points, 2):
+    where, points_source = points if points else (record["Points"], source)
+    realm_map = RealmMap(_walkable(record["Flags"], rules, source), _points(where, rules, points_source))
+    _check_points(realm_map, rules, points_source)
+    return realm_map
+
+
+def _walkable(flags: Any, rules: RealmRules, source: str) -> npt.NDArray[np.uint8]:
+    """Flags as [H, H] of 0 and 1."""
+    cells = np.ravel(flags)
+    if cells.size != rules.width_cells**2:
+        raise ValueError(f"map {source} has {cells.size} Flags; Width x Height is {rules.width_cells**2}")
+    odd = [flag for flag in cells.tolist() if flag not in (0, 1)]
+    if odd:
+        raise ValueError(f"map {source} has a flag {odd[0]!r}; Flags are 1 for walkable cells and 0 for others")
+    return cells.astype(np.uint8).reshape(rules.width_cells, rules.width_cells)
+
+
+def _points(points: Any, rules: RealmRules, source: str) -> npt.NDArray[np.int64]:
+    """Points [K, 2] from pairs (x, z), or from objects with x and z."""
+    try:
+        pairs = [(one["x"], one["z"]) if isinstance(one, dict) else tuple(one) for one in points]
+        array = np.array(pairs, dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f'map {source}: Points are pairs [x, z] or objects {{"x": .., "z": ..}} by point id') from None
+    if array.shape != (rules.num_points, 2):
         raise ValueError(
-            f"map {source} has Points of shape {points.shape}; needed are {rules.num_points} pairs (x, z): "
+            f"map {source} has Points of shape {array.shape}; needed are {rules.num_points} pairs (x, z): "
             f"buff, end, start and {rules.num_places} treasure places"
         )
-    realm_map = RealmMap((flags != 0).astype(np.uint8).reshape(rules.width_cells, rules.width_cells), points)
-    _check_points(realm_map, rules, source)
-    return realm_map
+    return np.round(array).astype(np.int64)
 
 
 def _check_points(realm_map: RealmMap, rules: RealmRules, source: str) -> None:
@@ -67,10 +92,33 @@ def _check_points(realm_map: RealmMap, rules: RealmRules, source: str) -> None:
             raise ValueError(f"map {source}: point {point_id} at ({x}, {z}) is not in a walkable cell")
 
 
-def load_map(path: str | Path, rules: RealmRules) -> RealmMap:
-    """Read a user's own map."""
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
-    return map_from_json(record, rules, str(path))
+def load_map(path: str | Path, rules: RealmRules, points_path: str | Path | None = None) -> RealmMap:
+    """Read a user's own map; its points from a file of their own where one is named.
+
+    That file is the list of points itself, or an object that holds it as "Points".
+    """
+    record = _read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError(f"map {path} is not a JSON object with CellWidth, Width, Height, Flags and Points")
+    if points_path is None:
+        return map_from_json(record, rules, str(path))
+    points = _read_json(points_path)
+    if isinstance(points, dict):
+        if "Points" not in points:
+            raise ValueError(f"map {points_path} has no 'Points'")
+        points = points["Points"]
+    return map_from_json(record, rules, str(path), (points, str(points_path)))
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the map {path}: {error.strerror}; the option map is 'frozen', 'random' or a path"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"map {path} is not valid JSON: {error}") from None
 
 
 def frozen_map(rules: RealmRules) -> RealmMap:
@@ -85,7 +133,7 @@ def stack_maps(maps: list[RealmMap], rules: RealmRules) -> Maps:
     radius = rules.view_radius_cells
     return Maps(
         walkable=walkable,
-        padded=np.pad(walkable, ((0, 0), (radius, radius), (radius, radius))),
+        padded=np.pad(walkable * np.uint8(MEMORY_CAP), ((0, 0), (radius, radius), (radius, radius))),
         points=np.stack([realm_map.points for realm_map in maps]),
         distance=np.stack([distance_fields(one.walkable, one.points) for one in maps]),
     )

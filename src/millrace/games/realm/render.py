@@ -1,13 +1,18 @@
-"""Top-down pictures of Realm, north (largest z) up. Pillow is imported on use."""
+"""Top-down pictures of Realm, north (largest z) up. Pillow is imported on use.
+
+Yellow discs are treasures, grey rings with a tick those taken; the blue line is the way walked, thin red a flash; the
+square is what the map observation covers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.realm.kernels import FINISHED, TIMED_OUT, TRAIL_STEPS
+from millrace.games.realm.kernels import FINISHED, TIMED_OUT
 from millrace.games.realm.rules import BUFF_ID, CELL_UNITS, END_ID, FIRST_PLACE_ID, MEMORY_CAP, START_ID
 
 if TYPE_CHECKING:
@@ -19,24 +24,38 @@ VISITED = (196, 208, 226)
 TRAIL = (72, 108, 188)
 HERO = (222, 66, 54)
 GOLD = (240, 180, 32)
-TAKEN = (188, 182, 168)
+TAKEN = (140, 136, 126)
 END = (46, 150, 92)
 BUFF = (60, 178, 208)
 INK = (30, 33, 42)
 BAR = (248, 246, 240)
 
+HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
+"""Colours from the lowest to the highest value, evenly spaced."""
+
+CellValues = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
+"""Positions [N, 2] in world units, the middles of all walkable cells, to their values [N]."""
+
 BAR_HEIGHT = 24
+FADE_STEPS = 300
+"""The way's colour has faded as far as it does after this many steps."""
 OVERSAMPLING = 2
 """The picture is drawn this much larger and shrunk, which smooths edges."""
 
 
-def render_slot(game: RealmGame, slot: int, scale: int | None = None) -> npt.NDArray[np.uint8]:
-    """Picture [H, W, 3] of one slot with `scale` pixels to a cell (by default about 400 to 640 in all)."""
+def render_slot(
+    game: RealmGame, slot: int, scale: int | None = None, values: CellValues | None = None
+) -> npt.NDArray[np.uint8]:
+    """Picture [H, W, 3] of one slot with `scale` pixels to a cell (by default 384 or 512 in all).
+
+    With `values` the ground is coloured by them, from the lowest (violet) to the highest (yellow).
+    """
     from PIL import Image, ImageDraw
 
-    scale = scale if scale is not None else (12 if game.rules.width_cells <= 32 else 5)
+    scale = scale if scale is not None else (12 if game.rules.width_cells <= 32 else 4)
     side = game.rules.width_cells * scale
-    large = Image.fromarray(_ground(game, slot)).resize((side * OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
+    ground = _ground(game, slot) if values is None else _heat(game, slot, values)
+    large = Image.fromarray(ground).resize((side * OVERSAMPLING,) * 2, Image.Resampling.NEAREST)
     canvas = _Canvas(ImageDraw.Draw(large), side * OVERSAMPLING / game.rules.world_units, game.rules.world_units)
     _draw_view(canvas, game, slot)
     _draw_trail(canvas, game, slot)
@@ -54,8 +73,8 @@ def status_line(game: RealmGame, slot: int) -> str:
     slots, figures = game.slots, game.episode_figures(slot)
     wait, buff = int(slots.flash_wait[slot]), int(slots.buff_left[slot])
     parts = [
-        f"step {int(slots.steps[slot])}/{game.numbers.max_step}",
-        f"treasures {int(figures['treasures'])}/{int(slots.placed[slot])}",
+        f"step {int(slots.steps[slot])}/{int(slots.max_step[slot])}",
+        f"treasures {int(figures['treasures'])}/{int(slots.placed[slot]).bit_count()}",
         f"flash {'ready' if wait == 0 else f'in {wait}'}",
     ]
     if buff:
@@ -101,6 +120,24 @@ def _ground(game: RealmGame, slot: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(ground[::-1].astype(np.uint8))
 
 
+def _heat(game: RealmGame, slot: int, values: CellValues) -> npt.NDArray[np.uint8]:
+    """One pixel a cell [H, H, 3]: walls, and the values of walkable cells as colours."""
+    walkable = game.maps.walkable[game.slots.map_index[slot]]
+    rows, columns = np.nonzero(walkable)
+    positions = np.stack([columns, rows], axis=1) * CELL_UNITS + CELL_UNITS // 2
+    cell_values = np.asarray(values(positions), dtype=np.float64)
+    if cell_values.shape != (len(positions),):
+        raise ValueError(
+            f"values gave shape {cell_values.shape} for {len(positions)} positions; needed is one for each"
+        )
+    low, high = cell_values.min(), cell_values.max()
+    share = (cell_values - low) / (high - low) if high > low else np.zeros(len(positions))
+    stops = np.linspace(0.0, 1.0, len(HEAT))
+    ground = np.full((*walkable.shape, 3), WALL, dtype=np.uint8)
+    ground[rows, columns] = np.stack([np.interp(share, stops, HEAT[:, i]) for i in range(3)], axis=1)
+    return np.ascontiguousarray(ground[::-1])
+
+
 def _draw_view(canvas: _Canvas, game: RealmGame, slot: int) -> None:
     """Outline of what the map observation covers."""
     low = (game.slots.position[slot] // CELL_UNITS - game.rules.view_radius_cells) * CELL_UNITS
@@ -111,19 +148,18 @@ def _draw_view(canvas: _Canvas, game: RealmGame, slot: int) -> None:
 
 
 def _draw_trail(canvas: _Canvas, game: RealmGame, slot: int) -> None:
-    """The last steps, fading into the ground; a flash is a thin line."""
-    steps, trail = int(game.slots.steps[slot]), game.slots.trail[slot]
-    first = max(0, steps - TRAIL_STEPS + 1)
-    for step in range(first + 1, steps + 1):
-        (x0, z0), (x1, z1) = trail[(step - 1) % TRAIL_STEPS], trail[step % TRAIL_STEPS]
-        fresh = 0.25 + 0.75 * (step - first) / (steps - first)
+    """The whole way, older steps nearer to the ground's colour; a flash is a thin line."""
+    steps, trail = int(game.slots.steps[slot]), game.slots.trail[slot].astype(np.int64)
+    for step in range(1, steps + 1):
+        (x0, z0), (x1, z1) = trail[step - 1], trail[step]
+        fresh = max(0.35, 1.0 - (steps - step) / FADE_STEPS)
         colour = tuple(round(fresh * new + (1 - fresh) * old) for new, old in zip(TRAIL, VISITED, strict=True))
-        flashed = abs(int(x1) - int(x0)) + abs(int(z1) - int(z0)) > 2 * game.rules.buff_walk_units
+        flashed = abs(x1 - x0) + abs(z1 - z0) > 2 * game.rules.buff_walk_units
         canvas.line(x0, z0, x1, z1, HERO if flashed else colour, 100 if flashed else 260)
 
 
 def _draw_points(canvas: _Canvas, game: RealmGame, slot: int) -> None:
-    """Start ring, end flag, buff, treasures; places whose treasure is taken stay as grey dots."""
+    """Start ring, end flag, buff, treasures left and taken; places without one are small dots."""
     points = game.maps.points[game.slots.map_index[slot]]
     start_x, start_z = points[START_ID]
     canvas.disc(start_x, start_z, 700, None, INK)
@@ -131,6 +167,10 @@ def _draw_points(canvas: _Canvas, game: RealmGame, slot: int) -> None:
         x, z = points[point_id]
         if int(game.slots.treasures[slot]) >> point_id & 1:
             canvas.disc(x, z, 720, GOLD, (140, 96, 8))
+        elif int(game.slots.placed[slot]) >> point_id & 1:
+            canvas.disc(x, z, 720, BAR, TAKEN)
+            canvas.line(x - 350, z, x - 60, z - 320, END, 170)
+            canvas.line(x - 60, z - 320, x + 420, z + 360, END, 170)
         else:
             canvas.disc(x, z, 220, TAKEN)
     if game.slots.buff_wait[slot] == 0:

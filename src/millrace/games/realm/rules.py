@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ CELL_UNITS = 500
 NUM_DIRECTIONS = 8
 NUM_ACTIONS = 16
 MEMORY_CAP = 5
-"""Visits are remembered up to this many; the map observation stores 0..5 for the original's 0..1 in steps of 0.2."""
+"""Visits are remembered up to this many; the map observation stores 0..5 for the original's 0..1 in steps of 0.2, and 5
+for the original's 1 in the planes that know only yes and no."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,25 @@ class RealmReward:
     The original's is -100. With that, 5 of 13 short trainings on RealmMini settled on never fetching one place
     (score 470 of 522); with -200 none of 14 did (ours, measured, flash factors 1 and 5 mixed in both).
     """
+    missed_buff: float = 0.0
+    """For reaching the end without having taken the buff; the original's is -5."""
+    dynamic_treasure: float = 0.0
+    """From 0, all treasures alike, to 1: `treasure` and `missed_treasure` are multiplied, for each treasure, by
+    1 + its misses over the mean of that for the episode's treasures, 0.5 at least.
+
+    Misses are counted in the slot's finished episodes and begin anew after 100; so rewards then depend on earlier
+    episodes of the slot, though nothing else does.
+    """
     approach_treasure: float = 1.0
     """For each cell of grid distance gained on the nearest treasure (negative when lost)."""
     approach_end: float = 1.0
     """For each cell of grid distance gained on the end, once no treasure is left."""
+    approach_any_treasure: float = 0.0
+    """For each cell gained on the treasure that the step approached most, as the original counts it."""
+    approach_end_always: float = 0.0
+    """For each cell gained on the end in every step, as the original counts it."""
     flash_factor: float = 5.0
-    """Both approach terms are multiplied by this in a step that flashes."""
+    """The approach terms are multiplied by this in a step that flashes."""
     buff: float = 5.0
     """For picking up the buff."""
     wall: float = -1.0
@@ -162,7 +176,9 @@ class RealmReward:
     blocked_flash: float = -10.0
     """For a flash that was blocked."""
     repeat: float = -1.0
-    """For a step that ends in a cell remembered above 0.4 (three visits or more)."""
+    """For a step that ends in a cell remembered above `repeat_above`."""
+    repeat_above: float = 0.4
+    """Memory of a cell, 0.2 for each visit up to 1, above which it counts as repeated; 0.4: three visits or more."""
     step: float = -0.2
     """For every step."""
     scale: float = 0.1
@@ -176,11 +192,28 @@ class RealmReward:
     @classmethod
     def from_mapping(cls, weights: Mapping[str, float]) -> RealmReward:
         """The default weights with those in `weights` replaced."""
-        unknown = sorted(set(weights) - {field.name for field in fields(cls)})
+        return cls().replaced(weights)
+
+    def replaced(self, weights: Mapping[str, float]) -> RealmReward:
+        """These weights with those in `weights` replaced."""
+        unknown = sorted(set(weights) - {field.name for field in fields(self)})
         if unknown:
-            known = ", ".join(field.name for field in fields(cls))
+            known = ", ".join(field.name for field in fields(self))
             raise ValueError(f"Realm has no reward term {unknown[0]!r}; terms are {known}")
-        return replace(cls(), **{name: float(weight) for name, weight in weights.items()})
+        return replace(self, **{name: _number(f"reward.{name}", weight) for name, weight in weights.items()})
+
+
+FIXED_OPTIONS = {
+    "map": "its maps are laid out once",
+    "points": "its maps are laid out once",
+    "num_maps": "its maps are laid out once",
+    "map_seed": "its maps are laid out once",
+    "rules": "episodes in progress are under them",
+    "flip_map": "observations of one run must agree",
+}
+"""Options that a game keeps, and why."""
+REWARD_TERM = "reward."
+"""Before the name of a single reward term among changed options."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +230,8 @@ class RealmOptions:
     """A flash into an obstacle stays put (2024) or lands on the nearest walkable place (2025)."""
     map: str = "frozen"
     """"frozen": the size's own map; "random": maps from the generator; otherwise the path of a map JSON."""
+    points: str = ""
+    """With a map JSON: the path of a JSON with its points, if they are not in the map's own file."""
     num_maps: int = 1
     """With random maps: how many there are; an episode's seed picks one."""
     map_seed: int = 0
@@ -205,6 +240,9 @@ class RealmOptions:
     """Row 0 of the map observation is the smallest z, as in the original, instead of the largest."""
     reward: RealmReward = RealmReward()
     """Weights of the training reward."""
+    score_info_fault: float = 0.0
+    """Probability that a step's score is lost, as happened in the original: the step's reward is NaN, which costs a
+    learner that step."""
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> RealmOptions:
@@ -213,30 +251,64 @@ class RealmOptions:
         if unknown:
             known = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"Realm has no option {unknown[0]!r}; options are {known}")
-        if isinstance(arguments.get("reward"), Mapping):
-            arguments["reward"] = RealmReward.from_mapping(arguments["reward"])
-        return cls(**arguments)
+        return cls(**{**arguments, "reward": as_reward(arguments.get("reward", cls.reward))})
+
+    def changed(self, changes: Mapping[str, Any]) -> RealmOptions:
+        """These options with some changed, a single reward term by `reward.TERM`; only those a live game can take."""
+        for name in changes:
+            if name in FIXED_OPTIONS:
+                raise ValueError(
+                    f"Realm option {name} cannot change on a live game: {FIXED_OPTIONS[name]}; make a new game"
+                )
+        plain = {name: value for name, value in changes.items() if not name.startswith(REWARD_TERM)}
+        terms = {name.removeprefix(REWARD_TERM): v for name, v in changes.items() if name.startswith(REWARD_TERM)}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = self.from_arguments(**{**own, **plain})
+        return replace(changed, reward=changed.reward.replaced(terms))
 
     def check(self, rules: RealmRules) -> None:
         """Raise ValueError for a value that the size cannot play."""
         self._check_treasures(rules)
-        if not 0.0 <= self.random_start <= 1.0:
-            raise ValueError(f"Realm option random_start={self.random_start} must be a probability, 0 to 1")
-        if self.max_step is not None and not 1 <= self.max_step <= rules.max_step:
-            raise ValueError(f"Realm option max_step={self.max_step} must be 1 to {rules.max_step}")
+        for name in ("random_start", "score_info_fault"):
+            if not 0.0 <= _number(name, getattr(self, name)) <= 1.0:
+                raise ValueError(f"Realm option {name}={getattr(self, name)} must be a probability, 0 to 1")
+        if self.max_step is not None and not (_is_whole(self.max_step) and 1 <= self.max_step <= rules.max_step):
+            raise ValueError(f"Realm option max_step={self.max_step} must be 1 to {rules.max_step}, a whole number")
         if self.rules not in ("2024", "2025"):
             raise ValueError(f"Realm option rules={self.rules!r} must be '2024' or '2025'")
         if self.num_maps < 1 or (self.num_maps > 1 and self.map != "random"):
             raise ValueError(f"Realm option num_maps={self.num_maps} needs map='random' and must be 1 or more")
+        if self.points and self.map in ("frozen", "random"):
+            raise ValueError(f"Realm option points={self.points!r} needs map=PATH: the {self.map} map has its own")
 
     def _check_treasures(self, rules: RealmRules) -> None:
         number = self.n_treasures
         if number is None or number in ("uniform", "norm"):
             return
-        if isinstance(number, str) or not 0 <= number <= rules.num_places:
+        if not _is_whole(number) or not 0 <= int(number) <= rules.num_places:
             raise ValueError(
-                f"Realm option n_treasures={number!r} must be 0 to {rules.num_places}, 'uniform' or 'norm'"
+                f"Realm option n_treasures={number!r} must be a whole number from 0 to {rules.num_places}, "
+                "'uniform' or 'norm'"
             )
+
+
+def as_reward(weights: RealmReward | Mapping[str, float]) -> RealmReward:
+    """Reward weights from themselves, or from a mapping of those that differ from the defaults."""
+    if isinstance(weights, RealmReward):
+        return weights
+    if isinstance(weights, Mapping):
+        return RealmReward.from_mapping(weights)
+    raise ValueError(f"Realm option reward={weights!r} must be a mapping of terms to weights")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str | bool) or not isinstance(value, SupportsFloat):
+        raise ValueError(f"Realm option {name}={value!r} must be a number")
+    return float(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def treasure_count_distribution(options: RealmOptions, rules: RealmRules) -> npt.NDArray[np.float64]:

@@ -14,7 +14,7 @@ from millrace.games.realm.kernels import (
     Maps,
     Numbers,
     Slots,
-    goal_distance,
+    nearest_distance,
     walk,
     wide,
 )
@@ -37,6 +37,13 @@ def walk_all(numbers: Numbers, maps: Maps, slots: Slots, action: Array) -> None:
 
 
 @kernel
+def goal_distance(maps: Maps, m: int, x: int, z: int, treasures: int) -> int:
+    """Grid distance to the nearest of the treasures, or to the end when there are none."""
+    goals = treasures if treasures else 1 << END_ID
+    return nearest_distance(maps.distance[m, z // CELL_UNITS, x // CELL_UNITS], goals)
+
+
+@kernel
 def walk_one(numbers: Numbers, maps: Maps, slots: Slots, b: int) -> int:
     """The direction whose step ends nearest to the goal, without stepping on the end while treasures lie."""
     m = wide(slots.map_index[b])
@@ -51,7 +58,7 @@ def walk_one(numbers: Numbers, maps: Maps, slots: Slots, b: int) -> int:
         row = z // CELL_UNITS + numbers.view_radius
         column = x // CELL_UNITS + numbers.view_radius
         # Visits count for half a cell each, which breaks a dance between two cells equally near.
-        cost = 2 * goal_distance(numbers, maps, m, x, z, treasures) + wide(slots.memory[b, row, column])
+        cost = 2 * goal_distance(maps, m, x, z, treasures) + wide(slots.memory[b, row, column])
         if cost < best_cost:
             best_direction, best_cost = direction, cost
     return best_direction
