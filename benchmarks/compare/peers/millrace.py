@@ -20,7 +20,7 @@ PIXELS: dict[str, Any] = {
     "collect.envs_per_worker": 8,
     "collect.rollout_steps": 128,
     "ppo.epochs": 4,
-    "ppo.minibatch_size": 256,
+    "ppo.minibatches": 4,
 }
 PLACES: dict[str, dict[str, Any]] = {
     "processes": {"collect.backend": "processes", "collect.max_policy_lag": 1},
