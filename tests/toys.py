@@ -381,3 +381,27 @@ class OpaquePaced(Paced):
     def __init__(self) -> None:
         super().__init__()
         self.engine = object()
+
+
+class Doors(gym.Env):
+    """Rooms in a row with two doors each: one leads on, the other back to the first. Reward 1 for the last room alone.
+
+    Which door it is differs from room to room, so that no habit leads far: chance gets there once in 2^(rooms - 1).
+    """
+
+    def __init__(self, rooms: int = 20) -> None:
+        self.observation_space = spaces.Discrete(rooms)
+        self.action_space = spaces.Discrete(2)
+        self.rooms, self.room, self.ticks = rooms, 0, 0
+        self.right_door = np.random.default_rng(7).integers(0, 2, rooms)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.room, self.ticks = 0, 0
+        return self.room, {}
+
+    def step(self, action):
+        self.ticks += 1
+        self.room = self.room + 1 if action == self.right_door[self.room] else 0
+        arrived = self.room == self.rooms - 1
+        return self.room, float(arrived), arrived, self.ticks == 2 * self.rooms and not arrived, {}

@@ -26,8 +26,9 @@ from millrace.deploy.evaluate import play_episodes
 from millrace.deploy.policy import describe_policy
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
-from millrace.errors import CheckpointError, MissingExtraError
+from millrace.errors import CheckpointError, ConfigError, MissingExtraError
 from millrace.journal import Journal
+from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
@@ -42,6 +43,19 @@ SLOW_PROBE_S = 1.0
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
 
 
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a user adds to learning from Python.
+
+    Attributes:
+        intrinsic: makes a `millrace.learner.intrinsic.Intrinsic` from the `SlotSpec`.
+        auxiliary: makes a `millrace.learner.auxiliary.Auxiliary` from the `Policy`.
+    """
+
+    intrinsic: Callable[..., Any] | None = None
+    auxiliary: Callable[..., Any] | None = None
+
+
 class Run:
     """Everything that the loop touches. A context manager: leaving it stops workers and closes files."""
 
@@ -54,11 +68,13 @@ class Run:
         init_from: Checkpoint | None = None,
         quiet: bool = False,
         started_s: float | None = None,
+        extras: Extras = Extras(),
     ) -> None:
         self._begin_s = time.perf_counter() if started_s is None else started_s
         self.stopping = ""
         self._maker, self._network, self._quiet = maker, network, quiet
         self._resume_from, self._init_from = resume_from, init_from
+        self._extras = extras
         self._requested = config
         self.signal = StopSignal(self._on_signal, self._kill_workers)
         self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
@@ -145,11 +161,29 @@ class Run:
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
         policy.to(self.config.device)
-        learner = Learner(policy, self.config.ppo, self.config.total_env_steps, self.config.seed)
+        auxiliary = None if self._extras.auxiliary is None else self._extras.auxiliary(policy).to(self.config.device)
+        learner = Learner(
+            policy,
+            self.config.ppo,
+            self.config.total_env_steps,
+            self.config.seed,
+            self._make_intrinsic(),
+            auxiliary,
+        )
         if self._init_from is not None:
             load_into(policy, self._init_from)
             learner.load_reward_statistics(self._init_from.read_trainer()["learner"])
         return learner
+
+    def _make_intrinsic(self) -> Intrinsic | None:
+        config = self.config
+        if not config.rnd.coef:
+            return None if self._extras.intrinsic is None else self._extras.intrinsic(self.probe.spec)
+        if self._extras.intrinsic is not None:
+            raise ConfigError(f"rnd.coef={config.rnd.coef} and intrinsic=... are both rewards; set rnd.coef=0")
+        from millrace.learner.rnd import RND
+
+        return RND(self.probe.spec, config.net, config.rnd, config.device, config.seed)
 
     def _make_source(self) -> RolloutSource:
         config = self.config

@@ -5,6 +5,7 @@ The same object runs inline, in a worker process, or anywhere else; where it run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -18,6 +19,9 @@ from millrace.nets.memory import Memory
 from millrace.ops.sampling import sample_actions
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
 
+Player = Callable[[SlotEnv, EnvRow], Array]
+"""The environment, and what its slots observe now, to actions [B, A]. The flags of the row may be anything."""
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -30,10 +34,22 @@ class Collected:
 
 
 class Collector:
-    """Owns the environments, a policy copy and the random stream of one worker."""
+    """Owns the environments, a policy copy and the random stream of one worker.
 
-    def __init__(self, env: SlotEnv, actor: Actor, layout: RolloutLayout, rng: np.random.Generator) -> None:
+    Args:
+        player: acts in the policy's place, which still gives values and carries its memory along.
+    """
+
+    def __init__(
+        self,
+        env: SlotEnv,
+        actor: Actor,
+        layout: RolloutLayout,
+        rng: np.random.Generator,
+        player: Player | None = None,
+    ) -> None:
         self.env = env
+        self._player = player
         self._actor = actor
         self._layout = layout
         self._rng = rng
@@ -120,7 +136,10 @@ class Collector:
             raise EnvError(
                 f"slot {slot}, episode seed {seed}, step {t} of the rollout: the action mask allows no action"
             )
-        sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
+        if self._player is not None:
+            rollout.action[t], rollout.log_prob[t] = self._player(self.env, rows.rows[t]), 0.0
+        else:
+            sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
         times.inference_s += perf_counter() - begin
 
     def _bootstrap(self, rollout: Rollout, t: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
@@ -32,24 +33,29 @@ class Gradients(Protocol):
         """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
 
 
-def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
+def make_gradients(
+    policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
+) -> Gradients:
     """By hand where the network is ours and dense, on one CPU thread; else by autograd, over sequences if need be."""
     network = policy.network
     if policy.state_size:
         from millrace.learner.sequences import SequenceGradients
 
-        return SequenceGradients(policy, parameters, config)
+        return SequenceGradients(policy, parameters, config, auxiliary)
     on_cpu = parameters.vector.device.type == "cpu"
-    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1:
+    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and auxiliary is None:
         return DenseGradients(policy, network, config)
-    return AutogradGradients(policy, parameters, config)
+    return AutogradGradients(policy, parameters, config, auxiliary)
 
 
 class AutogradGradients:
     """Any network on any device."""
 
-    def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
+    def __init__(
+        self, policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
+    ) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
+        self._auxiliary = auxiliary
         self._rows: Rows
         self._shuffled: Rows
 
@@ -67,9 +73,15 @@ class AutogradGradients:
         params, value = self._policy(rows.seen())
         return params, value
 
-    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
-        config, rows = self._config, self._shuffled.slice(first, last)
+    def evaluate(self, first: int, last: int) -> tuple[Rows, Tensor, Tensor]:
+        """The rows first..last-1 of the present order, with their parameters and values."""
+        rows = self._shuffled.slice(first, last)
         params, value = self._forward(rows, first, last)
+        return rows, params, value
+
+    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
+        config = self._config
+        rows, params, value = self.evaluate(first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage
@@ -79,6 +91,8 @@ class AutogradGradients:
         value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, config.value_clip)
         mean_entropy = losses.weighted_mean(entropy, rows.weight)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+        extra = None if self._auxiliary is None else self._auxiliary(self._policy, rows)
+        loss = loss if extra is None else loss + extra
         self._parameters.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         if not wants_stats:
@@ -93,4 +107,6 @@ class AutogradGradients:
                 "clip_share": losses.weighted_mean(outside, rows.weight),
                 "effective_sample_share": losses.effective_sample_share(log_ratio, rows.weight),
             }
+            if extra is not None:
+                stats["auxiliary_loss"] = extra
         return float(loss.detach()), {name: float(x.detach()) for name, x in stats.items()}

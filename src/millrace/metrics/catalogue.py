@@ -36,6 +36,11 @@ _ALL = (
     Metric("effective_sample_share", "", "effective sample size of the ratios over the number of rows", (0.5, None)),
     Metric("explained_variance", "", "of the value targets by the values at collection", (0.0, None)),
     Metric("grad_norm", "", "before clipping"),
+    Metric("auxiliary_loss", "", "the loss beside PPO's, its coefficient included, mean of the last epoch"),
+    Metric(
+        "intrinsic_reward", "return", "mean reward of a transition beside the game's, in units of the scaled reward"
+    ),
+    Metric("rnd_loss", "", "mean error of the network that learns what is known: falls as the game becomes familiar"),
     Metric("learning_rate", "", "Adam's step size"),
     Metric("clip", "", "range of the policy ratio"),
     Metric("policy_lag", "updates", "largest lag of a row in the last batch"),
