@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import threadpoolctl
@@ -36,6 +36,9 @@ from millrace.resolve import Probe, batch_size_rows, probe_env, resolve
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
+
+if TYPE_CHECKING:
+    from millrace.nets.policy import Policy
 
 RECENT_EPISODES = 100
 STOPPED_BY = "stopped by"
@@ -78,6 +81,7 @@ class Run:
         self._requested = config
         self.signal = StopSignal(self._on_signal, self._kill_workers)
         self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
+        self.imitation_steps = 0
         self.recent: collections.deque[EpisodeRecord] = collections.deque(maxlen=RECENT_EPISODES)
         self._earlier_s = 0.0  # spent by earlier processes of this run
         self._best_score = -np.inf
@@ -161,6 +165,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
         policy.to(self.config.device)
+        reward_statistics = self._warm_start(policy)
         auxiliary = None if self._extras.auxiliary is None else self._extras.auxiliary(policy).to(self.config.device)
         learner = Learner(
             policy,
@@ -170,10 +175,33 @@ class Run:
             self._make_intrinsic(),
             auxiliary,
         )
+        if reward_statistics is not None:
+            learner.load_reward_statistics(reward_statistics)
+        return learner
+
+    def _warm_start(self, policy: Policy) -> dict[str, Any] | None:
+        """Weights to begin with besides random ones; the reward statistics that their values are in units of."""
         if self._init_from is not None:
             load_into(policy, self._init_from)
-            learner.load_reward_statistics(self._init_from.read_trainer()["learner"])
-        return learner
+            statistics: dict[str, Any] = self._init_from.read_trainer()["learner"]
+            return statistics
+        if not self.config.imitate.player or self._resume_from is not None:
+            return None
+        from millrace.imitation import imitate
+
+        options = self.curriculum.at(0)
+        done = imitate(policy, self._actor_maker(policy), self._maker, self.config, options, self.sinks.note)
+        self.imitation_steps = done.env_steps
+        self.sinks.note(
+            f"imitated {self.config.imitate.player} for {done.env_steps:,} steps, which count apart, in "
+            f"{done.wall_s:.1f} s: {done.describe()}"
+        )
+        return {"reward_scaler": done.reward_statistics}
+
+    def _actor_maker(self, policy: Policy) -> ActorMaker:
+        config = self.config
+        index = policy.weights_index()
+        return ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network)
 
     def _make_intrinsic(self) -> Intrinsic | None:
         config = self.config
@@ -188,7 +216,6 @@ class Run:
     def _make_source(self) -> RolloutSource:
         config = self.config
         policy = self.learner.policy
-        index = policy.weights_index()
         layout = RolloutLayout(
             self.probe.spec,
             config.collect.rollout_steps,
@@ -198,7 +225,7 @@ class Run:
         )
         setup = PoolSetup(
             env_maker=self._maker,
-            actor_maker=ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network),
+            actor_maker=self._actor_maker(policy),
             layout=layout,
             config=config.collect,
             seed=config.seed,
@@ -340,6 +367,7 @@ class Run:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "updates_skipped": self.updates_skipped,
+            "imitation_steps": self.imitation_steps,
             "wall_s": self.wall_s,
             "best_score": float(self._best_score),
             "best_env_steps": self.store.best_env_steps,
@@ -357,6 +385,7 @@ class Run:
         self.learner.load_state(state["learner"])
         self.env_steps, self.episodes = state["env_steps"], state["episodes"]
         self.updates_skipped, self._earlier_s = state["updates_skipped"], state["wall_s"]
+        self.imitation_steps = state.get("imitation_steps", 0)
         self._best_score, self.store.best_env_steps = state["best_score"], state["best_env_steps"]
         self.recent.extend(EpisodeRecord(**episode) for episode in state["recent"])
         for name, value in state["counts"].items():

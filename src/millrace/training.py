@@ -149,6 +149,8 @@ def train(
     config, maker = make_config(env, settings, **short)
     resume_from = newest_of(config.run_dir) if auto_resume else None
     _refuse_overwriting(config, resume_from)
+    if init_from is not None and config.imitate.player:
+        raise ConfigError(f"init_from={init_from} and imitate.player={config.imitate.player} are two starts; give one")
     start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
     run = Run(config, maker, network, resume_from, start, quiet, started_s, Extras(intrinsic, auxiliary))
     return execute(run)

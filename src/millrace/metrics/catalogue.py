@@ -23,6 +23,7 @@ _ALL = (
     Metric("env_steps", "steps", "environment transitions learned from, without resets"),
     Metric("updates", "updates", "learner updates; also the policy's version"),
     Metric("episodes", "episodes", "finished training episodes"),
+    Metric("imitation_steps", "steps", "environment transitions of the player that was imitated before training"),
     Metric("time_s", "s", "since this process began to train, earlier processes of the run included"),
     Metric("episode_return", "return", "mean over the last 100 training episodes"),
     Metric("episode_length_steps", "steps", "mean over the last 100 training episodes"),
