@@ -433,7 +433,7 @@ def _replace(config: T, settings: Mapping[str, Any], where: str, prefix: str = "
 
 def _suggestion(name: str) -> str:
     names = list(setting_names())
-    near = difflib.get_close_matches(name, names, 1) or [full for full in names if full.endswith("." + name)]
+    near = [full for full in names if full.endswith("." + name)] or difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
 
 
