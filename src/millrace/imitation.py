@@ -105,7 +105,7 @@ class School:
         self._policy, self._settings = policy, config.imitate
         num_slots = config.collect.workers * config.collect.envs_per_worker
         seed = episode_seed(config.seed, config.collect.workers, 0)  # of a worker that there is not
-        self.env, player, self._check = _players(config.imitate.player, maker, num_slots, seed, options)
+        self.env, player, self._check = make_players(config.imitate.player, maker, num_slots, seed, options)
         layout = RolloutLayout(
             self.env.spec, config.collect.rollout_steps, num_slots, self.env.same_step_reset, policy.state_size
         )
@@ -128,7 +128,7 @@ class School:
         done.log_prob, done.agreement = stats["log_prob"], stats["agreement"]
 
 
-def _players(
+def make_players(
     name: str, maker: EnvMaker, num_slots: int, seed: int, options: Mapping[str, Any]
 ) -> tuple[SlotEnv, Player, Callable[[EpisodeRecord], None]]:
     """The environment, who plays in it, and what to hold finished episodes to."""

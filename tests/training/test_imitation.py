@@ -17,7 +17,7 @@ from millrace.deploy.evaluate import play_with
 from millrace.deploy.recorded_games import RecordedGame, Recorder, read_games
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, EnvError
-from millrace.imitation import _players
+from millrace.imitation import make_players
 from millrace.players import make_player
 from millrace.types import RolloutLayout
 from toys import Clock, Everything, Masked, PileRounds, Recall, always_two, first_allowed, lean
@@ -172,7 +172,7 @@ def test_recorded_games_give_the_rollouts_of_the_player_that_was_recorded(maker,
     assert [game.seed for game in games] == [3, 4, 5, 6, 7]
     assert [len(game.actions) for game in games] == [episode.length_steps for episode in episodes]
 
-    env, player, check = _players(str(path), maker, 2, 0, {})
+    env, player, check = make_players(str(path), maker, 2, 0, {})
     again, records = rollouts(env, player, 20)
     live = maker.make_seeded(2, lambda slot, episode: games[(slot + 2 * episode) % 5].seed)
     wanted, _ = rollouts(live, lambda env, row: np.asarray(function(row.observation, row.action_mask))[:, None], 20)

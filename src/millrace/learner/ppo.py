@@ -163,7 +163,9 @@ class Learner:
         if self._intrinsic is not None and state.get("intrinsic") is not None:
             self._intrinsic.load_state(state["intrinsic"])
         if self._auxiliary is not None:
-            self._auxiliary.load_state_dict({name: torch.from_numpy(x) for name, x in state["auxiliary"].items()})
+            self._auxiliary.load_state_dict(
+                {name: torch.from_numpy(np.array(x)) for name, x in state["auxiliary"].items()}
+            )
         self._optimizer.load_state(state["adam"])
 
 
