@@ -17,6 +17,7 @@ from typing import Any
 import millrace
 from benchmarks.harness import machine
 from millrace.games.realm.oracle import oracle_scores
+from millrace.metrics.rows import read_rows
 
 SHARES = (0.5, 0.8, 0.9)
 RESULTS = Path(__file__).parent / "results" / "realm-mini.json"
@@ -28,7 +29,7 @@ def measure(seed: int, seconds: float, oracle: float) -> dict[str, Any]:
         settings = {"metrics.tensorboard": False, "stop.wall_s": seconds}
         run_dir = directory + "/run"
         result = millrace.train("realm-mini", seed=seed, run_dir=run_dir, quiet=True, settings=settings)
-        rows = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(result.run_dir)
         evaluation = millrace.evaluate(result.policy, episodes=100, seed=0)
     curve = [(round(row["time_s"], 1), round(row["game/score"] / oracle, 3)) for row in rows if "game/score" in row]
     reached = {str(share): next((s for s, score in curve if score >= share), None) for share in SHARES}

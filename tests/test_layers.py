@@ -29,19 +29,20 @@ KNOWS: dict[str, set[str] | str] = {
     "envs": {"types", "games", "config", "errors"},
     "buffer": {"types", "system"},
     "collect": {"types", "errors", "config", "system", "envs", "nets", "ops", "buffer"},
-    "learner": {"types", "config", "ops", "nets", "buffer"},
+    "learner": {"types", "errors", "config", "ops", "nets", "buffer"},
     "checkpoints": {"types", "errors", "config", "system"},
     "metrics": {"types", "errors"},
     "players": {"types", "errors", "games", "envs", "collect", "deploy"},
+    "experiments": {"types", "errors", "config", "system", "metrics", "deploy", "rundir", "stop_signal", "training"},
     "deploy": {"types", "errors", "config", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
 }
 # Optional library: the only file that may name it, and there inside functions only.
 OPTIONAL = {
     "tensorboard": {"metrics/tensorboard.py"},
     "imageio": {"deploy/play.py"},
-    "PIL": {"deploy/play.py", "games/realm/render.py"},
+    "PIL": {"deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
     "pygame": set(),
-    "ale_py": set(),
+    "ale_py": {"envs/atari.py"},
     "ray": set(),
     "wandb": set(),
     "zmq": set(),
@@ -58,6 +59,7 @@ TORCH_FREE_ROOMS = [
     "errors",
     "system",
     "metrics",
+    "experiments",
 ]
 
 
@@ -170,6 +172,7 @@ def modules_after(code: str) -> set[str]:
         ("import millrace.deploy.policy", {"torch", "numba"}),
         ("import millrace.collect.worker, millrace.collect.processes", {"torch", "numba", "rich", "tensorboard"}),
         ("import millrace.training", {"tensorboard", "rich", "PIL", "imageio"}),
+        ("import millrace.experiments.seeds, millrace.experiments.sweep", {"rich", "PIL", "tensorboard"}),
     ],
 )
 def test_importing_loads_no_more_than_is_used(code, unwanted):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import harness
-from benchmarks.compare.setup import peers, python_of, set_up
+from benchmarks.compare.setup import module_of, peers, python_of, set_up
 from benchmarks.compare.works import WORKS, Work, works_named
 
 LIST_TIMEOUT_S = 120.0
@@ -75,7 +75,7 @@ def _run_all(arguments: argparse.Namespace) -> None:
 
 def _variants(peer: str, python: str) -> dict[str, list[str]]:
     """The works of a peer with their variants. Asking also warms the disk: every library is read once."""
-    command = [python, "-m", f"benchmarks.compare.peers.{peer}", "--list"]
+    command = [python, "-m", module_of(peer), "--list"]
     done = subprocess.run(
         command, cwd=harness.ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=LIST_TIMEOUT_S
     )
@@ -84,7 +84,7 @@ def _variants(peer: str, python: str) -> dict[str, list[str]]:
 
 
 def _candidate(work: Work, peer: str, variant: str, python: str, seconds: float) -> harness.Candidate:
-    script = (python, "-m", f"benchmarks.compare.peers.{peer}", work.function, variant)
+    script = (python, "-m", module_of(peer), work.function, variant)
     return harness.Candidate(f"{peer} {variant}", (*script, *work.arguments(seconds)), work.cold_caches)
 
 

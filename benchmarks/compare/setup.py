@@ -1,4 +1,7 @@
-"""Makes one virtual environment per peer from its requirement file."""
+"""Makes one virtual environment per peer from its requirement file.
+
+A peer that pip alone cannot build has a script beside that file, which its interpreter runs first.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,13 @@ OURS = "millrace"
 
 def peers() -> tuple[str, ...]:
     """Every peer that has a script, ours last."""
-    names = sorted(path.stem for path in (HERE / "peers").glob("[a-z]*.py"))
+    names = sorted(path.stem.replace("_", "-") for path in (HERE / "peers").glob("[a-z]*.py"))
     return tuple(sorted(names, key=lambda name: name == OURS))
+
+
+def module_of(peer: str) -> str:
+    """The peer's script, as `python -m` takes it."""
+    return f"benchmarks.compare.peers.{peer.replace('-', '_')}"
 
 
 def python_of(peer: str, ours: str) -> str:
@@ -49,6 +57,9 @@ def set_up(peer: str, again: bool = False) -> None:
     venv.create(done.parent, clear=True, with_pip=True)
     # torch alone and first: a CPU build that is at hand satisfies every later requirement of a bare torch.
     _pip(peer, *(line for line in requirements.read_text("utf-8").splitlines() if line.startswith("torch==")))
+    build = requirements.with_suffix(".py")
+    if build.exists():
+        subprocess.run([str(_venv_python(peer)), str(build)], check=True)
     _pip(peer, "-r", str(requirements))
     done.write_bytes(requirements.read_bytes())
 

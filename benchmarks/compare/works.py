@@ -55,6 +55,8 @@ WORKS = (
     ),
     _slow_uneven(8),
     _slow_uneven(16),
+    Work("pong", "pong", (_RATE, _FIRST, _MEMORY), 30.0),
+    Work("dict", "dict", (_RATE, _FIRST, _MEMORY), 20.0),
 )
 
 

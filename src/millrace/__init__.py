@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "train": "millrace.training",
     "resume": "millrace.training",
+    "train_seeds": "millrace.experiments.seeds",
+    "sweep": "millrace.experiments.sweep",
     "Result": "millrace.training",
     "Config": "millrace.config",
     "load_policy": "millrace.deploy.policy",
@@ -23,7 +25,19 @@ _HOMES = {
     "MillraceError": "millrace.errors",
 }
 
-__all__ = ["Config", "MillraceError", "Result", "evaluate", "load_policy", "play", "register_envs", "resume", "train"]
+__all__ = [
+    "Config",
+    "MillraceError",
+    "Result",
+    "evaluate",
+    "load_policy",
+    "play",
+    "register_envs",
+    "resume",
+    "sweep",
+    "train",
+    "train_seeds",
+]
 
 if TYPE_CHECKING:
     from millrace.config import Config
@@ -32,6 +46,8 @@ if TYPE_CHECKING:
     from millrace.deploy.policy import load_policy
     from millrace.envs.registration import register_envs
     from millrace.errors import MillraceError
+    from millrace.experiments.seeds import train_seeds
+    from millrace.experiments.sweep import sweep
     from millrace.training import Result, resume, train
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,8 @@ from millrace.errors import ConfigError
 from millrace.types import require
 
 RECIPES = Path(__file__).parent / "recipes"
+FAMILIES = {"ALE/": "atari"}
+"""Recipes whose settings are the defaults of all environments whose ids begin so."""
 
 SHORT_NAMES = {
     "total_env_steps": "total_env_steps",
@@ -115,8 +117,8 @@ class NetConfig:
     """Non-linearity of the dense layers."""
     shared: bool = False
     """One trunk for actor and critic; images always share their encoder."""
-    image: Literal["auto", "cnn", "flat"] = "auto"
-    """`flat` feeds images to the dense layers as numbers; auto takes flat up to 2048 numbers, else convolutions."""
+    image: Literal["auto", "small", "nature", "impala", "flat"] = "auto"
+    """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
     memory: Literal["none", "gru", "lstm"] = "none"
@@ -181,6 +183,10 @@ class PPOConfig:
     """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
     threads: int = 0
     """CPU threads of the learner; 0 = auto: the cores that the workers leave."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the learner's layers in bfloat16; heads, loss, parameters and optimiser in float32."""
+    compile: bool = False
+    """The learner's network through `torch.compile`: 5 to 60 s at start, and a C++ compiler on a CPU."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"ppo.learning_rate={self.learning_rate} must be above 0")
@@ -345,7 +351,9 @@ class Config:
         near = difflib.get_close_matches(source, recipes, 1, cutoff=0.8)
         if near and ":" not in source:
             raise ConfigError(f"there is no recipe or environment {source!r}; did you mean the recipe {near[0]}?")
-        return Config().replace({"env.id": source})
+        family = next((recipe for prefix, recipe in FAMILIES.items() if source.startswith(prefix)), None)
+        config = Config.from_toml(RECIPES / f"{family}.toml") if family else Config()
+        return config.replace({"env.id": source})
 
     @staticmethod
     def from_toml(path: str | Path) -> Config:
@@ -358,7 +366,7 @@ class Config:
 
     def replace(self, settings: Mapping[str, Any], where: str = "settings") -> Config:
         """These settings with some overruled: nested tables or dotted keys (`{"ppo.clip": 0.1}`)."""
-        return _replace(self, _nest(settings), where)
+        return replace_checked(self, _nest(settings), where)
 
 
 T = TypeVar("T")
@@ -397,6 +405,13 @@ def setting_names(config: Any = None, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def look_up(config: Any, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
 def _items(config: Any) -> list[tuple[str, Any]]:
     return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
 
@@ -415,24 +430,35 @@ def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _replace(config: T, settings: Mapping[str, Any], where: str, prefix: str = "") -> T:
+def replace_checked(
+    config: T, settings: Mapping[str, Any], where: str, prefix: str = "", known: Iterable[str] = ()
+) -> T:
+    """A dataclass of settings with some overruled.
+
+    Args:
+        prefix: of its names, where it is a table.
+        known: the names to suggest where one is unknown, if not those of `Config`.
+
+    Raises:
+        ConfigError: a name is unknown, with the nearest one, or a value of the wrong type.
+    """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in hints:
-            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name)}")
+            raise ConfigError(f"{where}: there is no setting {prefix}{name}{_suggestion(prefix + name, known)}")
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where}: {prefix}{name} is a table of settings, not {value!r}")
-            changes[name] = _replace(current, value, where, f"{prefix}{name}.")
+            changes[name] = replace_checked(current, value, where, f"{prefix}{name}.", known)
         else:
             changes[name] = _checked(hints[name], value, f"{where}: {prefix}{name}")
     return typing.cast(T, dataclasses.replace(typing.cast(Any, config), **changes))
 
 
-def _suggestion(name: str) -> str:
-    names = list(setting_names())
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = list(known or setting_names())
     near = [full for full in names if full.endswith("." + name)] or difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
 

@@ -94,8 +94,10 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
         backend = "serial" if cores == 1 and collect.workers <= 1 else "processes"
     # One core is the learner's.
     workers = collect.workers or (1 if backend == "serial" else max(1, cores - 1))
-    envs = collect.envs_per_worker or (64 if probe.is_native else 8)
-    steps = collect.rollout_steps or (32 if probe.is_native else 128)
+    # Many slots are cheap where neither the game nor the network costs much.
+    is_wide = probe.is_native and not image_keys(probe.spec, config.net)
+    envs = collect.envs_per_worker or (64 if is_wide else 8)
+    steps = collect.rollout_steps or (32 if is_wide else 128)
     lag = collect.max_policy_lag if collect.max_policy_lag >= 0 else (0 if backend == "serial" else 1)
     return replace(
         collect, backend=backend, workers=workers, envs_per_worker=envs, rollout_steps=steps, max_policy_lag=lag
@@ -105,8 +107,8 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
 def _ppo(config: Config, probe: Probe) -> PPOConfig:
     ppo, batch = config.ppo, batch_size_rows(config)
     threads = ppo.threads
-    if not threads and not image_keys(probe.spec, config.net) and config.net.memory == "none":
-        threads = 1  # dense networks learn by hand-written gradients, which want one thread
+    if not threads and not image_keys(probe.spec, config.net):
+        threads = 1  # without convolutions the pieces are too small to share, and another program stalls both
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
         threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))

@@ -73,13 +73,13 @@ class RunDirectory:
         return newest_whole(self.checkpoints)
 
 
-def new_run_path(env_name: str, parent: Path = RUNS) -> Path:
-    """runs/ENV-TIME, with a number where that is taken."""
+def new_run_path(env_name: str, parent: Path = RUNS, kind: str = "") -> Path:
+    """runs/ENV-TIME and what kind of experiment it is, with a number where that is taken."""
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", env_name).strip("-") + time.strftime("-%Y%m%d-%H%M%S")
-    path, number = parent / stem, 1
+    path, number = parent / f"{stem}{kind}", 1
     while path.exists():
         number += 1
-        path = parent / f"{stem}-{number}"
+        path = parent / f"{stem}-{number}{kind}"
     return path
 
 
@@ -100,12 +100,13 @@ def find_checkpoint(path: str | Path | None) -> Checkpoint:
 
 
 def newest_run(parent: Path = RUNS) -> Path:
-    """The run directory that was written last.
+    """The run directory that was written last, those of seeds and sweeps among them.
 
     Raises:
         CheckpointError: there is none.
     """
-    configs = sorted(parent.glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+    depths = ("*/config.toml", "*/seed_*/config.toml", "*/trial_*/seed_*/config.toml")
+    configs = sorted((file for depth in depths for file in parent.glob(depth)), key=lambda file: file.stat().st_mtime)
     if not configs:
         raise CheckpointError(f"there is no run in {parent.resolve()}; train one, or name its directory")
     return configs[-1].parent

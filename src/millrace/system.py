@@ -116,6 +116,15 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def out_of_ctrl_c() -> dict[str, Any]:
+    """Arguments of `subprocess.Popen` for a process that the terminal's Ctrl-C does not reach."""
+    if sys.platform == "win32":
+        import subprocess
+
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
 def lower_priority(nice: int) -> None:
     """Give way to other programs, where the system knows niceness."""
     if nice and hasattr(os, "nice"):

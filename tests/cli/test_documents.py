@@ -100,3 +100,18 @@ def test_constraints_pin_the_torch_that_make_and_ci_install_first() -> None:
     assert f"TORCH = {pinned}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     ci = shlex.split((ROOT / ".ci" / "run").read_text(encoding="utf-8"), comments=True)
     assert pinned in ci
+
+
+def test_the_page_of_realm_names_every_option_and_reward_term_with_its_default() -> None:
+    from millrace.games.realm import RealmOptions, RealmReward
+
+    text = (ROOT / "docs" / "realm.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip(" `"): cells[2].strip()
+        for cells in (line.split("|") for line in text.splitlines())
+        if len(cells) > 3
+    }
+    for name in RealmOptions.__dataclass_fields__:
+        assert name in rows, f"realm.md lacks the option {name}"
+    for name, default in vars(RealmReward()).items():
+        assert float(rows[name]) == default, f"realm.md on {name}"

@@ -126,6 +126,80 @@ def test_a_picture_shows_the_hero_where_he_stands_and_stays_the_same_for_the_sam
     assert RealmEnv().render() is None
 
 
+@pytest.mark.parametrize(("size", "scale"), [("mini", 12), ("full", 4)])
+def test_a_picture_shows_the_way_treasures_left_and_taken_and_the_buff(size: str, scale: int) -> None:
+    env = RealmEnv(size, render_mode="rgb_array")
+    env.reset(seed=0)
+    game = env.game
+
+    def colour(point_id: int) -> list[int]:
+        picture = env.render()
+        assert picture is not None
+        x, z = game.maps.points[0, point_id] * scale // 500
+        return picture[game.rules.width_cells * scale - 1 - z, x].tolist()
+
+    placed = int(game.slots.placed[0])
+    present = [k for k in range(3, game.rules.num_points) if placed >> k & 1]
+    absent = [k for k in range(3, game.rules.num_points) if not placed >> k & 1]
+    gold, taken, buff = [240, 180, 32], [248, 246, 240], [60, 178, 208]
+    assert [colour(k) for k in present] == [gold] * len(present)
+    assert all(colour(k) not in (gold, taken) for k in absent)
+    assert colour(0) == buff
+    game.slots.treasures[0] = 0
+    game.slots.buff_wait[0] = 9
+    assert all(colour(k) != gold for k in present)
+    assert colour(0) != buff
+    before = env.render()
+    trail_colour = np.array([72, 108, 188])
+    for action in oracle_actions(size, 0)[:12]:
+        env.step(action)
+    after = env.render()
+    assert before is not None
+    assert after is not None
+    on_the_way = [(np.abs(picture.astype(int) - trail_colour).sum(-1) < 40).sum() for picture in (before, after)]
+    assert on_the_way[1] > on_the_way[0] + 20
+
+
+def test_values_colour_the_ground_of_a_picture_from_lowest_to_highest() -> None:
+    game = make_game("mini", 1)
+    game.reset(np.ones(1, bool), np.zeros(1, np.uint64))
+    asked = []
+
+    def west_to_east(positions: np.ndarray) -> np.ndarray:
+        asked.append(positions)
+        return positions[:, 0].astype(float)
+
+    picture = game.render(0, values=west_to_east)
+    (positions,) = asked
+    cells = positions // 500
+    assert len(positions) == game.maps.walkable[0].sum()
+    assert (game.maps.walkable[0, cells[:, 1], cells[:, 0]] == 1).all()
+
+    def colours(x: int) -> set[tuple[int, ...]]:
+        return {tuple(picture[32 * 12 - 1 - z * 12 - 6, x * 12 + 6]) for column, z in cells if column == x}
+
+    assert (68, 1, 84) in colours(int(cells[:, 0].min()))
+    assert (253, 231, 37) in colours(int(cells[:, 0].max()))
+    with pytest.raises(ValueError, match=r"values gave shape \(3,\)"):
+        game.render(0, values=lambda positions: np.zeros(3))
+
+
+def test_observing_elsewhere_gives_what_the_hero_would_see_there_and_moves_nobody() -> None:
+    game = make_game("mini", 2)
+    game.reset(np.ones(2, bool), np.array([4, 5], np.uint64))
+    before = game.save_state()
+    positions = game.maps.points[0][[1, 2, 5]]
+    seen = game.observe_at(1, positions)
+    for name, array in game.save_state().items():
+        np.testing.assert_array_equal(array, before[name])
+    for i, position in enumerate(positions):
+        game.slots.position[1] = position
+        now = {key: np.zeros((2, *one.shape), one.dtype) for key, one in game.observation_fields.items()}
+        game.observe(now)
+        for key, array in seen.items():
+            np.testing.assert_array_equal(array[i], now[key][1])
+
+
 def test_an_unknown_render_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="no render_mode 'human'"):
         RealmEnv(render_mode="human")

@@ -111,9 +111,57 @@ def test_a_map_of_ones_own_is_played(tmp_path: Path) -> None:
     np.testing.assert_array_equal(game.maps.points[0], own.points)
 
 
+def write(path: Path, value: object) -> str:
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+@pytest.mark.parametrize("size", ["mini", "full"])
+@pytest.mark.parametrize("form", ["pairs", "objects", "under a key", "objects in the map's own file"])
+def test_the_points_of_a_map_may_be_pairs_or_objects_in_its_own_file_or_another(
+    tmp_path: Path, size: str, form: str
+) -> None:
+    own = generate_map(RealmRules.of_size(size), 99)
+    record = map_to_json(own)
+    pairs = record.pop("Points")
+    objects = [{"x": x, "z": z} for x, z in pairs]
+    separate = {"pairs": pairs, "objects": objects, "under a key": {"Points": pairs}}
+    if form in separate:
+        options = {"points": write(tmp_path / "points.json", separate[form])}
+    else:
+        record["Points"], options = objects, {}
+    game = make_game(size, 1, map=write(tmp_path / "own.json", record), **options)
+    np.testing.assert_array_equal(game.maps.walkable[0], own.walkable)
+    np.testing.assert_array_equal(game.maps.points[0], own.points)
+
+
+def test_a_file_that_cannot_be_read_as_a_map_is_refused_with_the_reason(tmp_path: Path) -> None:
+    record = map_to_json(generate_map(RealmRules.MINI, 99))
+    path, bad = write(tmp_path / "own.json", record), tmp_path / "bad.json"
+    bad.write_text("{")
+    with pytest.raises(
+        ValueError, match=r"cannot read the map nowhere\.json: No such file .*'frozen', 'random' or a path"
+    ):
+        make_game("mini", 1, map="nowhere.json")
+    with pytest.raises(ValueError, match=r"bad\.json is not valid JSON"):
+        make_game("mini", 1, map=str(bad))
+    with pytest.raises(ValueError, match="is not a JSON object with CellWidth"):
+        make_game("mini", 1, map=write(tmp_path / "list.json", [1]))
+    with pytest.raises(ValueError, match=r"points\.json has no 'Points'"):
+        make_game("mini", 1, map=path, points=write(tmp_path / "points.json", {"points": []}))
+    with pytest.raises(ValueError, match=r"points=.* needs map=PATH: the frozen map has its own"):
+        make_game("mini", 1, points=path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"Flags": [2] * 1024}, "has a flag 2; Flags are 1 for walkable cells and 0"),
+        ({"Points": None}, "has no 'Points'; or name a file with the points"),
+        ({"Points": [[1, 2, 3]] * 9}, "needed are 9 pairs"),
+        ({"Points": [{"x": 1}] * 9}, "Points are pairs"),
+        ({"Points": 7}, "Points are pairs"),
+        ({"Points": [["a", "b"]] * 9}, "Points are pairs"),
         ({"Width": 31}, r"needs \(500, 32, 32\)"),
         ({"Flags": [1, 0]}, "has 2 Flags"),
         ({"Points": [[0, 0]]}, "needed are 9 pairs"),

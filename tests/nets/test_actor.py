@@ -124,3 +124,30 @@ def test_outliers_are_clipped():
     normalizer = Normalizer(())
     normalizer.update(torch.randn(100))
     assert normalizer(torch.tensor([1e9, -1e9])).tolist() == [10.0, -10.0]
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+@pytest.mark.parametrize("hidden", [(), (16, 8)])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_recurrent_actor_and_its_policy_agree_step_by_step(action, hidden, memory):
+    torch.manual_seed(0)
+    spec, net = SlotSpec(VECTOR, ACTIONS[action]), NetConfig(hidden=hidden, memory=memory, memory_size=6)
+    policy = Policy(spec, net)
+    maker = ActorMaker(spec, net, policy.weights_index())
+    assert not maker.needs_torch
+    actor = maker.make()
+    actor.load(policy.flat_weights())
+    steps, slots = 7, 3
+    observation = [draw(VECTOR, slots, seed) for seed in range(steps)]
+    begins = np.zeros((steps, slots), bool)
+    begins[2, 1] = begins[5] = True
+    state = np.random.default_rng(1).normal(size=(slots, maker.state_size)).astype(np.float32)
+    flat = {"obs": torch.from_numpy(np.concatenate([row["obs"] for row in observation]))}
+    with torch.no_grad():
+        params, value, _ = policy.unroll(flat, torch.from_numpy(state.copy()), torch.from_numpy(begins))
+    for t in range(steps):
+        state[begins[t]] = 0.0
+        found_params, found_value = actor.forward(observation[t], state)
+        rows = slice(t * slots, (t + 1) * slots)
+        np.testing.assert_allclose(found_params, params[rows], atol=2e-6)
+        np.testing.assert_allclose(found_value, value[rows], atol=2e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from pathlib import Path
 
@@ -32,6 +33,8 @@ GAMES = {
     "a curriculum, replayed": (OpaquePaced, {"curriculum": {"length": [3, 6]}, "total_env_steps": 300}),
     "RealmMini": ("millrace/RealmMini-v0", {"env.max_episode_steps": 11}),
 }
+if importlib.util.find_spec("ale_py"):  # of the extra `atari`
+    GAMES["Atari"] = ("ALE/Breakout-v5", {"env.max_episode_steps": 11, "net.image": "small"})
 ON_BOTH = ["CartPole, normalised", "Acrobot, single", "masks", "actions replayed"]
 
 
@@ -46,6 +49,7 @@ ON_BOTH = ["CartPole, normalised", "Acrobot, single", "masks", "actions replayed
         "stacked frames",
         "a curriculum",
         "RealmMini",
+        pytest.param("Atari", marks=pytest.mark.skipif("Atari" not in GAMES, reason="needs the extra `atari`")),
     ],
 )
 def test_serial_equals_processes_bit_for_bit(game, tmp_path: Path, nothing_left_behind):

@@ -1,19 +1,23 @@
-"""Stable-Baselines3."""
+"""Stable-Baselines3, and the maskable PPO of its sb3-contrib."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
 import torch
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from benchmarks.compare.networks import MapBody
 from benchmarks.compare.peer import Figures, Job, Meter, ScoreWatch, main, with_ideal
-from benchmarks.envs import make_slow_uneven
+from benchmarks.envs import MapEnv, make_pong, make_slow_uneven
 
 FOREVER = 1_000_000_000
 NETWORK = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": torch.nn.Tanh}
@@ -32,6 +36,19 @@ ZOO: dict[str, Any] = {
 ZOO_ENVS = 8
 ZOO_STEPS = 100_000
 SLOW: dict[str, Any] = {"n_steps": 32, "batch_size": 64, "n_epochs": 4}
+PIXELS: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01, "clip_range": 0.1}
+PIXEL_ENVS = 8
+
+
+class MapFeatures(BaseFeaturesExtractor):  # type: ignore[misc, unused-ignore]  # checked without SB3
+    """The body for maps and vectors; it scales the maps itself."""
+
+    def __init__(self, observation_space: gymnasium.spaces.Dict) -> None:
+        super().__init__(observation_space, features_dim=MapBody.num_features)
+        self._body = MapBody()
+
+    def forward(self, observation: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self._body(**observation)
 
 
 class MeterUpdates(BaseCallback):  # type: ignore[misc, unused-ignore]  # checked without SB3
@@ -77,6 +94,19 @@ def slow_uneven(job: Job) -> Figures:
     return with_ideal(_metered(SubprocVecEnv([make_slow_uneven] * job.copies), SLOW, job), job.copies)
 
 
+def pong(job: Job) -> Figures:
+    """Eight copies in one process; SB3's own Nature CNN of 512."""
+    torch.set_num_threads(2)
+    return _metered(DummyVecEnv([make_pong] * PIXEL_ENVS), PIXELS, job, "CnnPolicy", {})
+
+
+def maps(job: Job, algorithm: type = PPO) -> Figures:
+    """Eight copies in one process."""
+    torch.set_num_threads(2)
+    network = {"features_extractor_class": MapFeatures, "net_arch": [], "normalize_images": False}
+    return _metered(DummyVecEnv([MapEnv] * PIXEL_ENVS), PIXELS, job, "MultiInputPolicy", network, algorithm)
+
+
 def time_to_475(job: Job) -> Figures:
     """RL-Zoo's settings."""
     torch.set_num_threads(1)
@@ -87,9 +117,16 @@ def time_to_475(job: Job) -> Figures:
     return watch.figures(model.num_timesteps)
 
 
-def _metered(envs: VecEnv, settings: dict[str, Any], job: Job) -> Figures:
+def _metered(
+    envs: VecEnv,
+    settings: dict[str, Any],
+    job: Job,
+    policy: str = "MlpPolicy",
+    network: dict[str, Any] = NETWORK,
+    algorithm: type = PPO,
+) -> Figures:
     meter = Meter(job.seconds)
-    model = PPO("MlpPolicy", envs, device="cpu", seed=job.seed, policy_kwargs=NETWORK, **settings)
+    model = algorithm(policy, envs, device="cpu", seed=job.seed, policy_kwargs=network, **settings)
     model.learn(FOREVER, callback=MeterUpdates(meter))
     envs.close()
     return meter.figures()
@@ -101,6 +138,8 @@ if __name__ == "__main__":
             "cartpole-throughput": {"dummy": throughput},
             "cartpole-time-to-475": {"zoo": time_to_475},
             "slow-uneven": {"subproc": slow_uneven},
+            "pong": {"dummy": pong},
+            "dict": {"dummy": maps, "dummy-masked": partial(maps, algorithm=MaskablePPO)},
         },
-        packages=("stable-baselines3", "torch", "gymnasium", "numpy"),
+        packages=("stable-baselines3", "sb3-contrib", "torch", "gymnasium", "ale-py", "numpy"),
     )

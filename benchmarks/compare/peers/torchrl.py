@@ -6,7 +6,7 @@ Its prioritized buffer is not used: the compiled extension behind it does not lo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,17 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import EnvBase, GymWrapper, RewardSum, TransformedEnv
-from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+from torchrl.modules import MLP, ActorValueOperator, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from benchmarks.compare.networks import NatureBody
 from benchmarks.compare.peer import Figures, Job, Meter, ScoreWatch, main, with_ideal
-from benchmarks.envs import make_slow_uneven
+from benchmarks.envs import make_pong, make_slow_uneven
 
 OBSERVATION_SIZE = 4
 ACTIONS = 2
+PONG_ACTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Settings:
     learning_rate: float = 1e-3
     gamma: float = 0.99
     gae_lambda: float = 0.95
+    clip: float = 0.2
+    threads: int = 1
 
 
 ENVS_PER_WORKER = 64
@@ -50,8 +54,8 @@ ZOO = Settings(batch=256, minibatch=256, epochs=20, gamma=0.98, gae_lambda=0.8)
 """RL-Zoo's settings for CartPole-v1, with 8 environments, rate and clip range linear over 100,000 steps."""
 ZOO_ENVS = 8
 ZOO_STEPS = 100_000
-CLIP = 0.2
 SLOW = Settings(batch=64, minibatch=64)
+PONG = Settings(batch=1024, minibatch=256, learning_rate=2.5e-4, clip=0.1)
 
 
 class NativeCartPole(CartPoleVectorEnv):
@@ -90,30 +94,66 @@ def make_cartpole(copies: int = ENVS_PER_WORKER) -> EnvBase:
     )
 
 
+def make_pongs(copies: int) -> EnvBase:
+    """Copies of Pong, stepped one after another."""
+    return GymWrapper(
+        SyncVectorEnv([make_pong] * copies, autoreset_mode=AutoresetMode.DISABLED),
+        categorical_action_encoding=True,
+    )
+
+
 def make_slow() -> EnvBase:
     """One copy of the slow uneven game."""
     return GymWrapper(make_slow_uneven(), categorical_action_encoding=True)
 
 
+Networks = tuple[Any, Any, Any]
+"""Actor; critic as the loss wants it; critic that starts from observations."""
+
+
+def dense_networks(env: EnvBase) -> Networks:
+    """Actor and critic apart, for CartPole."""
+    critic = ValueOperator(_mlp(1), in_keys=["observation"])
+    return _actor(TensorDictModule(_mlp(ACTIONS), ["observation"], ["logits"]), env), critic, critic
+
+
+class NatureOfBatches(NatureBody):
+    """Takes frames with any leading dimensions: TorchRL's batches are by environment and step."""
+
+    def forward(self, observation: Any) -> Any:
+        return super().forward(observation.flatten(0, -4)).unflatten(0, observation.shape[:-3])
+
+
+def nature_networks(env: EnvBase) -> Networks:
+    """One body; in the loss the critic's head takes the features that the actor has just computed."""
+    body = TensorDictModule(NatureOfBatches(), ["observation"], ["features"])
+    logits = TensorDictModule(nn.Linear(NatureBody.num_features, PONG_ACTIONS), ["features"], ["logits"])
+    critic_head = ValueOperator(nn.Linear(NatureBody.num_features, 1), in_keys=["features"])
+    both = ActorValueOperator(body, _actor(logits, env), critic_head)
+    return both.get_policy_operator(), both.get_value_head(), both.get_value_operator()
+
+
+def _actor(module: TensorDictModule, env: EnvBase) -> Any:
+    return ProbabilisticActor(
+        module,
+        spec=env.action_spec,
+        in_keys=["logits"],
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+    )
+
+
 class Agent:
     """Actor, critic, and PPO's update of both."""
 
-    def __init__(self, settings: Settings, env: EnvBase) -> None:
+    def __init__(self, settings: Settings, networks: Networks) -> None:
         self.settings = settings
-        body = TensorDictModule(_mlp(ACTIONS), in_keys=["observation"], out_keys=["logits"])
-        self.actor = ProbabilisticActor(
-            body,
-            spec=env.action_spec,
-            in_keys=["logits"],
-            distribution_class=torch.distributions.Categorical,
-            return_log_prob=True,
-        )
-        critic = ValueOperator(_mlp(1), in_keys=["observation"])
-        self._advantage = GAE(gamma=settings.gamma, lmbda=settings.gae_lambda, value_network=critic)
+        self.actor, critic, whole_critic = networks
+        self._advantage = GAE(gamma=settings.gamma, lmbda=settings.gae_lambda, value_network=whole_critic)
         self._loss = ClipPPOLoss(
             self.actor,
             critic,
-            clip_epsilon=CLIP,
+            clip_epsilon=settings.clip,
             entropy_bonus=False,
             normalize_advantage=True,
             loss_critic_type="l2",
@@ -132,7 +172,7 @@ class Agent:
 
     def anneal(self, remaining: float) -> None:
         """Learning rate and clip range as a fraction of what they were at the start."""
-        self._loss.clip_epsilon.fill_(CLIP * remaining)
+        self._loss.clip_epsilon.fill_(self.settings.clip * remaining)
         for group in self._optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * remaining
 
@@ -160,6 +200,21 @@ def slow_uneven(job: Job) -> Figures:
     return with_ideal(_metered(MultiAsyncCollector, [make_slow] * job.copies, SLOW, job), job.copies)
 
 
+def pong(job: Job, workers: int) -> Figures:
+    """Eight copies in as many worker processes as said, whose batches take turns; or, with none, in this process."""
+    if workers:
+        make_envs = [partial(make_pongs, 8 // workers)] * workers
+        return _metered(MultiAsyncCollector, make_envs, PONG, job, nature_networks)
+    return _metered(InProcess, [partial(make_pongs, 8)], replace(PONG, threads=2), job, nature_networks)
+
+
+class InProcess(Collector):  # type: ignore[misc, unused-ignore]  # checked without TorchRL
+    """A collector in this process, made as those of several processes are."""
+
+    def __init__(self, make_envs: list[Callable[[], EnvBase]], policy: Any, **options: Any) -> None:
+        super().__init__(make_envs[0], policy, **options)
+
+
 def time_to_475(job: Job) -> Figures:
     """RL-Zoo's settings in one process; returns are summed inside the environment."""
     torch.set_num_threads(1)
@@ -167,7 +222,7 @@ def time_to_475(job: Job) -> Figures:
     watch, env_steps = ScoreWatch(), 0
     env = TransformedEnv(make_cartpole(ZOO_ENVS), RewardSum())
     env.set_seed(job.seed)
-    agent = Agent(ZOO, env)
+    agent = Agent(ZOO, dense_networks(env))
     collector = Collector(env, agent.actor, frames_per_batch=ZOO.batch, total_frames=ZOO_STEPS)
     for batch in collector:
         env_steps += batch.numel()
@@ -181,12 +236,17 @@ def time_to_475(job: Job) -> Figures:
 
 
 def _metered(
-    collector_type: type, make_envs: list[Callable[[], EnvBase]], settings: Settings, job: Job, **options: Any
+    collector_type: type,
+    make_envs: list[Callable[[], EnvBase]],
+    settings: Settings,
+    job: Job,
+    make_networks: Callable[[EnvBase], Networks] = dense_networks,
+    **options: Any,
 ) -> Figures:
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(job.seed)
     meter, env_steps = Meter(job.seconds), 0
-    agent = Agent(settings, make_envs[0]())
+    agent = Agent(settings, make_networks(make_envs[0]()))
     collector = collector_type(make_envs, agent.actor, frames_per_batch=settings.batch, total_frames=-1, **options)
     collector.set_seed(job.seed)
     for batch in collector:
@@ -211,6 +271,7 @@ if __name__ == "__main__":
             },
             "cartpole-time-to-475": {"zoo": time_to_475},
             "slow-uneven": {"async": slow_uneven},
+            "pong": {"serial": partial(pong, workers=0), "async": partial(pong, workers=2)},
         },
-        packages=("torchrl", "tensordict", "torch", "gymnasium", "numpy"),
+        packages=("torchrl", "tensordict", "torch", "gymnasium", "ale-py", "numpy"),
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
 from millrace import system
@@ -114,7 +115,8 @@ class CheckpointStore:
         try:
             files = {
                 "policy.json": json.dumps(policy, indent=1).encode(),
-                "policy.safetensors": safetensors.numpy.save(dict(weights)),
+                # It takes the bytes as they lie, whatever the strides say.
+                "policy.safetensors": safetensors.numpy.save({k: np.asarray(x, order="C") for k, x in weights.items()}),
                 "trainer.json": json.dumps(trainer_json).encode(),
                 "trainer.safetensors": safetensors.numpy.save(arrays),
             }

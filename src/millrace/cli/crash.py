@@ -7,16 +7,17 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from millrace.collect.collector import EnvRows
 from millrace.config import Config
 from millrace.envs.make import EnvMaker
-from millrace.envs.spaces import action_converter
 from millrace.errors import ConfigError
+from millrace.types import RolloutLayout
 
 CRASHED = 70
 """Exit code of a replayed slot that raised."""
@@ -90,15 +91,16 @@ class Replayed:
 def play_slot(crash: Crash, number: int) -> int:
     """Play one slot's episode in this very process and return the step that it got to: crashes and all."""
     entry = crash.slot(number)
-    env = crash.maker.make_single()
-    space = getattr(env, "single_action_space", env.action_space)
-    convert = action_converter(space)
-    env.reset(seed=entry["seed"], options=entry.get("options") or None)
+    maker = replace(crash.maker, config=replace(crash.maker.config, on_bad_value="refuse"))
+    env = maker.make_seeded(1, lambda slot, episode: int(entry["seed"]))
+    if entry.get("options"):
+        env.set_options(entry["options"])
+    layout = RolloutLayout(env.spec, 1, 1)
+    row = EnvRows(layout.allocate(), layout).rows[1]
+    env.reset(row)
     for step, action in enumerate(entry["actions"]):
-        _, reward, terminated, truncated, _ = env.step(convert(np.array(action)))
-        if reward is None or not np.isfinite(float(reward)):
-            raise ValueError(f"step {step}: the reward is {reward!r}")
-        if terminated or truncated:
+        env.step(np.array([action], env.spec.action.dtype), row)
+        if row.terminated[0] or row.truncated[0]:
             return step + 1
     return len(entry["actions"])
 

@@ -11,6 +11,7 @@ import numpy as np
 from millrace.collect.collector import EnvRows
 from millrace.config import Config
 from millrace.deploy.evaluate import random_choice
+from millrace.envs.atari import AtariSlots
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow, SlotEnv
@@ -60,7 +61,7 @@ def inspect_env(config: Config) -> Inspection:
     maker = EnvMaker(config.env)
     probe = probe_env(maker)
     resolved = resolve(config, probe)
-    observation_space, action_space = _spaces(maker)
+    observation_space, action_space = map(str, probe.spaces)
     first = _RandomPlay(maker.make(COPIES, seed=1))
     second = _RandomPlay(maker.make(COPIES, seed=1))
     try:
@@ -180,18 +181,11 @@ def _measure(maker: EnvMaker, copies: int) -> tuple[float, _RandomPlay]:
     return transitions / max(stepping_s, 1e-9), play
 
 
-def _spaces(maker: EnvMaker) -> tuple[str, str]:
-    env = maker.make_single()
-    try:
-        prefix = "single_" if hasattr(env, "single_action_space") else ""
-        return str(getattr(env, f"{prefix}observation_space")), str(getattr(env, f"{prefix}action_space"))
-    finally:
-        env.close()
-
-
 def _form(env: SlotEnv) -> str:
     if isinstance(env, GameSlots):
         return "built-in game, all copies in one call"
+    if isinstance(env, AtariSlots):
+        return "ALE's vector form, every game with a seed of its own"
     if isinstance(env, VectorSlots):
         when = "at once" if env.same_step_reset else "in the next step"
         return f"its own vector form, which resets finished copies {when}"

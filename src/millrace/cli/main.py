@@ -13,6 +13,7 @@ from millrace.errors import ConfigError, MillraceError
 COMMANDS = {
     "train": "train an agent on an environment, a settings file or a recipe",
     "resume": "continue a run where it stopped",
+    "sweep": "train under different settings side by side, and sort them by what came of it",
     "eval": "play episodes with a trained policy and print a table",
     "play": "record one episode as GIF or MP4",
     "envs": "list environments and recipes",

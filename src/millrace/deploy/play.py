@@ -14,7 +14,9 @@ from millrace.envs.spaces import MASK_KEY
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 from millrace.types import Array
 
-MAX_FRAMES = 3000
+MAX_STEPS = 10_000
+MAX_FRAMES = 600
+"""Of a longer episode only every second step is shown, or every fourth, and so on: it plays faster, in less memory."""
 
 
 def play(
@@ -44,21 +46,41 @@ def play(
 
 
 def _record(policy: LoadedPolicy, env: Any, seed: int, deterministic: bool) -> tuple[list[Array], float]:
-    frames: list[Array] = []
-    episode_return, done = 0.0, False
+    film = Film(MAX_FRAMES)
+    episode_return, done, steps = 0.0, False, 0
     try:
         observation, info = env.reset(seed=seed)
         state = policy.new_state()
-        while not done and len(frames) < MAX_FRAMES:
-            frames.append(_frame(env))
+        while not done and steps < MAX_STEPS:
+            film.offer(lambda: _frame(env))
             action = policy.act(observation, state, action_mask=info.get(MASK_KEY), deterministic=deterministic)
             observation, reward, terminated, truncated, info = env.step(action)
             episode_return += float(reward)
+            steps += 1
             done = terminated or truncated
-        frames.append(_frame(env))
+        film.frames.append(_frame(env))
     finally:
         env.close()
-    return frames, episode_return
+    return film.frames, episode_return
+
+
+class Film:
+    """Frames of an episode whose length is not known: every k-th, where k doubles each time there are too many."""
+
+    def __init__(self, max_frames: int) -> None:
+        self.frames: list[Array] = []
+        self._max_frames = max_frames
+        self._every, self._offered = 1, 0
+
+    def offer(self, draw: Callable[[], Array]) -> None:
+        """The next frame; drawn only if it is kept."""
+        if self._offered % self._every == 0:
+            if len(self.frames) == self._max_frames:
+                del self.frames[1::2]
+                self._every *= 2
+            if self._offered % self._every == 0:
+                self.frames.append(draw())
+        self._offered += 1
 
 
 def _frame(env: Any) -> Array:

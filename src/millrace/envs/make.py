@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 
 from millrace.config import EnvConfig
+from millrace.envs.atari import AtariOptions, AtariSlots, is_atari, make_atari
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SeedOf, SlotEnv, episode_seed
@@ -23,7 +24,14 @@ from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError, EnvError, MissingExtraError
 
 ATARI_STACK = 4  # Mnih et al. 2015
-EXTRAS = {"ale_py": "atari", "stable_retro": "retro", "mujoco": "mujoco", "Box2D": "box2d", "pygame": "render"}
+EXTRAS = {
+    "ale_py": "atari",
+    "cv2": "atari",
+    "stable_retro": "retro",
+    "mujoco": "mujoco",
+    "Box2D": "box2d",
+    "pygame": "render",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class EnvMaker:
         Raises:
             ConfigError: no such environment. EnvError: it cannot be made or has unsupported spaces.
         """
-        if self._native() and self.config.id not in GAME_SIZES:
+        if self._native() and self.config.id not in GAME_SIZES and not self._is_atari:
             vector_env = self._make_native_vector(num_slots)
             if vector_env is not None:
                 return self._stacked(VectorSlots(vector_env, seed, self.config.on_bad_value))
@@ -63,11 +71,14 @@ class EnvMaker:
     @property
     def frame_stack(self) -> int:
         """Frames that the policy sees of an observation."""
-        return self.config.frame_stack or (ATARI_STACK if self.config.id.startswith("ALE/") else 1)
+        return self.config.frame_stack or (ATARI_STACK if self._is_atari else 1)
 
     def _make_seeded(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         if self._native() and self.config.id in GAME_SIZES:
             return self._make_game(num_slots, seed_of)
+        if self._native() and self._is_atari:
+            spec = find_spec(self.config.id)
+            return AtariSlots(spec, self._atari_options(self.config.kwargs), num_slots, seed_of)
         first = self.make_single()
         if isinstance(first, gym.vector.VectorEnv):
             if first.num_envs != num_slots:
@@ -122,6 +133,13 @@ class EnvMaker:
     def _is_registered(self) -> bool:
         return self.factory is None and ":" not in self.config.id
 
+    @property
+    def _is_atari(self) -> bool:
+        return self._is_registered and is_atari(self.config.id)
+
+    def _atari_options(self, kwargs: dict[str, Any]) -> AtariOptions:
+        return AtariOptions.of(kwargs, self.config.max_episode_steps)
+
     def _native(self) -> bool:
         plain = self._is_registered and not self.config.wrappers
         if self.config.vectorization == "native" and not plain:
@@ -134,6 +152,9 @@ class EnvMaker:
         if ":" in self.config.id:
             return load_object(self.config.id, "env.id")(**kwargs)
         find_spec(self.config.id)
+        if self._is_atari:
+            render_mode = kwargs.pop("render_mode", None)
+            return make_atari(self.config.id, self._atari_options(kwargs), render_mode)
         limit = self.config.max_episode_steps
         return gym.make(self.config.id, **kwargs, **({"max_episode_steps": limit} if limit else {}))
 
@@ -179,7 +200,7 @@ def find_spec(env_id: str) -> Any:
     """
     if env_id.startswith("millrace/"):
         register_envs()
-    if env_id.startswith("ALE/"):
+    if is_atari(env_id):
         try:
             gym.register_envs(importlib.import_module("ale_py"))
         except ModuleNotFoundError:

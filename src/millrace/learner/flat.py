@@ -21,11 +21,11 @@ class FlatParameters:
         self.grad = torch.zeros_like(self.vector)
         first = 0
         for part in parts:
-            last = first + part.numel()
-            part.data = self.vector[first:last].view_as(part)
+            # Each keeps its own order in memory: weights of convolutions may lie channels last.
+            home, grad = (x[first:].as_strided(part.shape, part.stride()) for x in (self.vector, self.grad))
             # Backward then adds into the vector.
-            part.grad = self.grad[first:last].view_as(part)
-            first = last
+            part.data, part.grad = home.copy_(part.detach()), grad
+            first += part.numel()
 
     def clip_grad(self, max_norm: float) -> Tensor:
         """Scale the gradient down to `max_norm` and return the norm that it had, a scalar."""

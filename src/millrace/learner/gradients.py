@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.errors import ConfigError
 from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
@@ -16,6 +18,7 @@ from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.policy import Policy
 from millrace.ops import losses
 from millrace.ops.distributions import log_prob_and_entropy
+from millrace.types import require
 
 Stats = dict[str, float]
 
@@ -36,16 +39,40 @@ class Gradients(Protocol):
 def make_gradients(
     policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
 ) -> Gradients:
-    """By hand where the network is ours and dense, on one CPU thread; else by autograd, over sequences if need be."""
+    """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd.
+
+    Raises:
+        ConfigError: `ppo.compile` with recurrence, whose sequences have a new shape in every minibatch.
+    """
     network = policy.network
     if policy.state_size:
+        require(not config.compile, "ppo.compile does not take networks with memory; use ppo.compile=false")
         from millrace.learner.sequences import SequenceGradients
 
         return SequenceGradients(policy, parameters, config, auxiliary)
     on_cpu = parameters.vector.device.type == "cpu"
-    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and auxiliary is None:
+    is_plain = config.precision == "fp32" and not config.compile and auxiliary is None
+    if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
         return DenseGradients(policy, network, config)
     return AutogradGradients(policy, parameters, config, auxiliary)
+
+
+def compiled(policy: Policy) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The policy's forward, compiled at its first call; parameters and their names stay the policy's own.
+
+    Raises:
+        ConfigError: there is no compiler.
+    """
+    forward = torch.compile(policy)
+
+    def call(observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        try:
+            outputs: tuple[Tensor, Tensor] = forward(observation)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise ConfigError(f"ppo.compile: {error.inner_exception}; ppo.compile=false needs no compiler") from error
+        return outputs
+
+    return call
 
 
 class AutogradGradients:
@@ -56,6 +83,10 @@ class AutogradGradients:
     ) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
         self._auxiliary = auxiliary
+        self._network = compiled(policy) if config.compile else policy
+        self._autocast = torch.autocast(
+            parameters.vector.device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
         self._rows: Rows
         self._shuffled: Rows
 
@@ -70,13 +101,14 @@ class AutogradGradients:
 
     def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Parameters and values of the rows first..last-1 of the present order."""
-        params, value = self._policy(rows.seen())
+        params, value = self._network(rows.seen())
         return params, value
 
     def evaluate(self, first: int, last: int) -> tuple[Rows, Tensor, Tensor]:
         """The rows first..last-1 of the present order, with their parameters and values."""
         rows = self._shuffled.slice(first, last)
-        params, value = self._forward(rows, first, last)
+        with self._autocast:
+            params, value = self._forward(rows, first, last)
         return rows, params, value
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:

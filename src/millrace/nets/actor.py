@@ -10,6 +10,7 @@ import numpy as np
 
 from millrace.config import NetConfig
 from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys, state_size
+from millrace.ops.recurrence import gru_step, lstm_step
 from millrace.types import Array, SlotSpec
 
 WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]  # name and shape of each part of the flat weights, in order
@@ -52,8 +53,8 @@ class ActorMaker:
 
     @property
     def needs_torch(self) -> bool:
-        """Dense networks run in NumPy, three times faster at these sizes and without torch's memory."""
-        return self.network is not None or bool(image_keys(self.spec, self.net)) or self.net.memory != "none"
+        """Dense and recurrent networks run in NumPy, three times faster at these sizes and without torch's memory."""
+        return self.network is not None or bool(image_keys(self.spec, self.net))
 
     @property
     def state_size(self) -> int:
@@ -69,16 +70,21 @@ class ActorMaker:
 
 
 class NumpyActor:
-    """The dense policy of `millrace.nets.policy` in NumPy."""
-
-    state_size = 0
+    """The dense policy of `millrace.nets.policy` in NumPy, with or without a recurrent layer behind it."""
 
     def __init__(self, spec: SlotSpec, net: NetConfig, index: WeightsIndex, normalize_observation: bool) -> None:
         self._spec = spec
         self._keys = dense_keys(spec, net)
         self._normalized = set(normalized_keys(spec, normalize_observation))
         self._activation = np.tanh if net.activation == "tanh" else _relu
-        self._trunks = ("trunk",) if net.shared else ("actor", "critic")
+        self.state_size = state_size(net)
+        self._recurrence = {"none": None, "gru": gru_step, "lstm": lstm_step}[net.memory]
+        self._memory: dict[str, Array] = {}  # the parts of the recurrent layer
+        self._output_size = net.memory_size
+        if self._recurrence is not None:
+            self._trunks: tuple[str, ...] = ("body.layers",)
+        else:
+            self._trunks = ("trunk",) if net.shared else ("actor", "critic")
         self._depth = len(net.hidden)
         self._index = index
         self._parts: dict[str, Array] = {}
@@ -89,13 +95,19 @@ class NumpyActor:
             size = int(np.prod(shape, dtype=np.int64))
             part = weights[first : first + size].reshape(shape)
             # Transposed once here instead of at every step.
-            self._parts[name] = np.array(part.T if name.endswith("weight") else part, order="C")
+            self._parts[name] = np.array(part.T if "weight" in name.rpartition(".")[2] else part, order="C")
             first += size
+        prefix = "network.memory."
+        self._memory = {name[len(prefix) :]: part for name, part in self._parts.items() if name.startswith(prefix)}
         self._log_std = self._parts.get("log_std")
 
     def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
         x = self._inputs(observation)
         hidden = [self._dense(trunk, x) for trunk in self._trunks]
+        if self._recurrence is not None:
+            assert state is not None
+            state[...] = self._recurrence(self._memory, hidden[0], state)
+            hidden = [state[:, : self._output_size]]
         parts = self._parts
         params = hidden[0] @ parts["network.policy_head.weight"]
         params += parts["network.policy_head.bias"]

@@ -53,8 +53,9 @@ class DenseBody(nn.Module):
         super().__init__()
         self.keys = dense_keys(spec, net)
         self.activation = torch.tanh if net.activation == "tanh" else torch.relu
-        self.layers = dense_layers((sum(spec.observation[key].num_inputs for key in self.keys), *net.hidden))
-        self.num_features = net.hidden[-1]
+        widths = (sum(spec.observation[key].num_inputs for key in self.keys), *net.hidden)
+        self.layers = dense_layers(widths)
+        self.num_features = widths[-1]
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         x = side_by_side(observation, self.keys)

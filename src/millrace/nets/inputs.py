@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from millrace.config import NetConfig
-from millrace.types import SlotSpec
+from millrace.types import ArraySpec, SlotSpec
 
 FLAT_IMAGE_LIMIT = 2048  # ours: below this a dense layer is cheaper than convolutions on a CPU
+NATURE_MIN_SIDE = 64  # ours: below this the strides of the Nature CNN, 4 and 2, leave little of an image
+
+
+def image_encoder(array: ArraySpec, net: NetConfig) -> str:
+    """The kind of convolutions for one image, `small`, `nature` or `impala`; or `flat`, as for all that is no image."""
+    if not array.is_image or net.image == "flat":
+        return "flat"
+    if net.image != "auto":
+        return net.image
+    if array.num_inputs <= FLAT_IMAGE_LIMIT:
+        return "flat"
+    return "nature" if min(frame_size(array.seen_shape)) >= NATURE_MIN_SIDE else "small"
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether the last three dimensions of an image are [H, W, C]; else they are [C, H, W]."""
+    return shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3, 4)
+
+
+def frame_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of an image, or of a stack of them."""
+    height, width = shape[-3:-1] if is_channels_last(shape) else shape[-2:]
+    return height, width
 
 
 def image_keys(spec: SlotSpec, net: NetConfig) -> list[str]:
     """Observations that go through convolutions."""
-    if net.image == "flat":
-        return []
-    limit = FLAT_IMAGE_LIMIT if net.image == "auto" else 0
-    return [key for key, array in spec.observation.items() if array.is_image and array.num_inputs > limit]
+    return [key for key, array in spec.observation.items() if image_encoder(array, net) != "flat"]
 
 
 def dense_keys(spec: SlotSpec, net: NetConfig) -> list[str]:

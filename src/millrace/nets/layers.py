@@ -32,6 +32,18 @@ def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(orthogonal(nn.Linear(fan_in, fan_out), math.sqrt(2)) for fan_in, fan_out in pairs)
 
 
+class Head(nn.Linear):
+    """An output layer: float32 also where the layers before it run in bfloat16, which rounds a value of 20 by 0.06."""
+
+    def __init__(self, num_features: int, num_outputs: int, gain: float) -> None:
+        super().__init__(num_features, num_outputs)
+        orthogonal(self, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def side_by_side(observation: dict[str, Tensor], keys: list[str]) -> Tensor:
     """[N, inputs] of several observation arrays, flattened."""
     return torch.cat([observation[key].reshape(len(observation[key]), -1) for key in keys], dim=1)

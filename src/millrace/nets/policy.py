@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
 from millrace.nets.dense_network import DenseNetwork
+from millrace.nets.encoders import channels_last_in_memory
 from millrace.nets.image_network import ImageNetwork
 from millrace.nets.inputs import image_keys, normalized_keys
 from millrace.nets.layers import ByKey
@@ -29,7 +30,7 @@ class Network(Protocol):
     A network with recurrence has an attribute `state_size`, the S numbers that it carries from step to step of a
     slot. Its `forward(observation, state, begins)` takes N = T x B rows, time-major, the state [B, S] before the
     first step, and `begins` [T, B] bool, true where an episode begins and the state is to be forgotten first; it
-    returns the last state [B, S] besides.
+    returns besides the state [B, S] after the step, which is used where T is 1.
     """
 
     def __call__(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
@@ -73,7 +74,7 @@ class Policy(nn.Module):
             begins: [T, B] bool, where an episode begins: the state is forgotten first.
 
         Returns:
-            Parameters [T * B, P], values [T * B], and the state [B, S] after the last step.
+            Parameters [T * B, P], values [T * B], and where T is 1 the state [B, S] after the step.
         """
         params, value, state = self.network(self._all_prepared(observation), state, begins)
         return self._with_deviations(params), value, state
@@ -112,7 +113,8 @@ class Policy(nn.Module):
         if key in self.normalizer:
             normalized: Tensor = self.normalizer[key](array)
             return normalized
-        return array.float() * spec.scale if spec.scale != 1.0 else array.float()
+        x = channels_last_in_memory(array).float() if spec.is_image else array.float()
+        return x.mul_(spec.scale) if spec.scale != 1.0 else x  # only integers have a scale: x is a copy
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """The running statistics by observation key."""

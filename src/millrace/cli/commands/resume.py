@@ -6,6 +6,7 @@ from millrace.cli.commands.train import add_output, report
 from millrace.cli.main import COMMANDS
 from millrace.cli.parser import Parser
 from millrace.cli.settings import add_settings, overrule
+from millrace.config import look_up
 
 EXAMPLES = """\
   millrace resume                                   the newest run under runs/
@@ -35,13 +36,7 @@ def run(words: list[str]) -> int:
     # Settings of tables add to the run's own, and are checked before anything starts.
     saved = RunDirectory(find_checkpoint(arguments.run).path.parent.parent).read_config()
     changed = overrule(saved, arguments.settings)
-    settings = {name: _look_up(changed, name) for name in arguments.settings}
+    settings = {name: look_up(changed, name) for name in arguments.settings}
     # How the run was shown when it began says nothing about now.
     settings.setdefault("metrics.console", "json" if arguments.json else "auto")
     return report(resume(arguments.run, settings=settings, quiet=arguments.quiet), arguments)
-
-
-def _look_up(config: object, name: str) -> object:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config

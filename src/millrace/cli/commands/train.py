@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from millrace.cli.experiments import add_parallel, parse_seeds, print_seeds
 from millrace.cli.main import COMMANDS, INTERRUPTED
 from millrace.cli.output import number, print_json, print_table, seconds
 from millrace.cli.parser import Parser
 from millrace.cli.settings import add_settings, overrule
 from millrace.config import Config, recipe_names
+from millrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from millrace.training import Result
@@ -19,6 +21,7 @@ EXAMPLES = """\
   millrace train my_game:make_env --workers 4 --ppo.learning_rate 3e-4
   millrace train millrace/RealmMini-v0 --env.kwargs map=random --env.kwargs num_maps=64
   millrace train settings.toml --run-dir runs/mine --auto-resume
+  millrace train CartPole-v1 --seeds 5 --parallel 2    five runs, a table and their curves
   millrace config CartPole-v1 > settings.toml       a file to start from
 
 Settings marked 0 = auto or -1 = auto are filled in from the environment and the machine."""
@@ -37,6 +40,10 @@ def parser() -> Parser:
         "--init-from", metavar="RUN|CHECKPOINT", help="start from these weights and normalisers, all else fresh"
     )
     options.add_argument("--auto-resume", action="store_true", help="continue --run-dir where it holds a checkpoint")
+    options.add_argument(
+        "--seeds", metavar="N|N,N,...", help="train once per seed: so many, counted from --seed, or these"
+    )
+    add_parallel(options)
     add_output(options)
     add_settings(options)
     return options
@@ -54,10 +61,27 @@ def run(words: list[str]) -> int:
     """Train."""
     arguments = parser().parse(words)
     config = overrule(Config.named(arguments.env), {**arguments.settings, **output_settings(arguments)})
+    if arguments.seeds is not None:
+        return _run_seeds(config, arguments)
+    if arguments.parallel is not None:
+        raise ConfigError(f"--parallel {arguments.parallel} goes with --seeds; a single run has --workers")
     from millrace.training import train  # after the settings are found good: it takes a second
 
     result = train(config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet)
     return report(result, arguments)
+
+
+def _run_seeds(config: Config, arguments: argparse.Namespace) -> int:
+    seeds = parse_seeds(arguments.seeds)
+    from millrace.experiments.seeds import train_seeds
+
+    parallel = 1 if arguments.parallel is None else arguments.parallel
+    result = train_seeds(config, seeds=seeds, parallel=parallel, init_from=arguments.init_from, quiet=arguments.quiet)
+    if arguments.json:
+        print_json({"result": {"run_dir": str(result.run_dir), **result.plain()}})
+    elif not arguments.quiet:
+        print_seeds(result)
+    return result.exit_code
 
 
 def output_settings(arguments: argparse.Namespace) -> dict[str, Any]:
