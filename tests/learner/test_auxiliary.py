@@ -107,7 +107,7 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_wants_the_loss_it_had(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "net", [NetConfig((8,)), NetConfig((8,), shared=True), NetConfig((8,), memory="lstm"), NetConfig(image="cnn")]
+    "net", [NetConfig((8,)), NetConfig((8,), shared=True), NetConfig((8,), memory="lstm"), NetConfig(image="small")]
 )
 def test_every_network_of_ours_has_features(net):
     from millrace.types import ArraySpec, SlotSpec

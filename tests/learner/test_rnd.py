@@ -163,7 +163,7 @@ def test_transitions_that_do_not_count_give_and_change_nothing():
     np.testing.assert_array_equal(*rewards)
 
 
-@pytest.mark.parametrize("net", [NET, NetConfig(image="cnn")], ids=["flat", "convolutions"])
+@pytest.mark.parametrize("net", [NET, NetConfig(image="small")], ids=["flat", "convolutions"])
 def test_it_sees_the_newest_of_stacked_frames_and_categories(net):
     spec = SlotSpec(
         {"image": ArraySpec((24, 24), "uint8", 1 / 255, stack=3), "kind": ArraySpec((), "int64", num_classes=3)},
