@@ -52,9 +52,11 @@ class Imitation:
 
     def describe(self) -> str:
         """How it stands, as half a sentence."""
+        returns = f"the player's return is {self.mean_return:.4g} over {len(self.episodes):,} episodes"
+        agreement = f"the policy agrees with {self.agreement:.1%} of its actions, "
         return (
-            f"the player's return is {self.mean_return:.4g} over {len(self.episodes):,} episodes; the policy agrees "
-            f"with {self.agreement:.1%} of its actions, log-probability {self.log_prob:.3g}"
+            f"{returns if self.episodes else 'the player finished no episode'}; "
+            f"{'' if np.isnan(self.agreement) else agreement}mean log-probability {self.log_prob:.3g}"
         )
 
 

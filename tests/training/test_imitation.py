@@ -87,7 +87,7 @@ def test_a_player_that_remembers_is_imitated_by_a_policy_that_remembers(memory, 
 
 def test_continuous_actions_are_imitated_by_their_density(run_dir: Path):
     log = imitated("Pendulum-v1", run_dir, "toys:swing", 8_000, **{"imitate.learning_rate": 3e-3})
-    assert "nan% of its actions" in log
+    assert "agrees" not in log
     assert float(log.split("log-probability ")[-1]) > -0.5  # a standard normal's is -0.92 at its very middle
     policy = millrace.load_policy(run_dir)
     actions = [policy.act(np.array([1.0, 0.0, speed], np.float32))[0] for speed in (-1.0, 1.0)]
@@ -103,7 +103,7 @@ def test_a_masked_player_is_imitated_under_its_mask(where, run_dir: Path):
 
 def test_every_kind_of_space_and_seat_can_be_imitated(run_dir: Path):
     for number, env in enumerate((Everything, PileRounds)):
-        settings = {"ppo.normalize_observation": True}
+        settings = {"ppo.normalize_observation": True, "ppo.precision": "bf16"}
         assert "imitated random for" in imitated(env, run_dir / str(number), "random", 600, **settings)
 
 

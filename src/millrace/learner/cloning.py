@@ -66,6 +66,7 @@ class Cloner:
 
     def _step(self, first: int, last: int, learning_rate: float) -> dict[str, float]:
         rows, params, value = self._minibatches.evaluate(first, last)
+        params = params.float()  # where the network runs in bfloat16
         log_prob, _ = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         mean_log_prob = losses.weighted_mean(log_prob, rows.weight)
         value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, clip=0.0)
