@@ -32,6 +32,7 @@ KNOWS: dict[str, set[str] | str] = {
     "learner": {"types", "errors", "config", "ops", "nets", "buffer"},
     "checkpoints": {"types", "errors", "config", "system"},
     "metrics": {"types", "errors"},
+    "players": {"types", "errors", "games", "envs", "collect", "deploy"},
     "experiments": {"types", "errors", "config", "system", "metrics", "deploy", "rundir", "stop_signal", "training"},
     "deploy": {"types", "errors", "config", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
 }
@@ -111,7 +112,18 @@ def test_a_room_knows_only_what_its_table_says(room):
 
 
 def test_every_room_is_in_the_table():
-    composing = {"__init__", "run", "training", "resolve", "rundir", "cli", "journal", "stop_signal", "__main__"}
+    composing = {
+        "__init__",
+        "run",
+        "training",
+        "imitation",
+        "resolve",
+        "rundir",
+        "cli",
+        "journal",
+        "stop_signal",
+        "__main__",
+    }
     rooms = {room_of(path.relative_to(PACKAGE).as_posix()) for path in PACKAGE.rglob("*.py")}
     assert rooms - composing == set(KNOWS)
 

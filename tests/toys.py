@@ -381,3 +381,66 @@ class OpaquePaced(Paced):
     def __init__(self) -> None:
         super().__init__()
         self.engine = object()
+
+
+class Doors(gym.Env):
+    """Rooms in a row with two doors each: one leads on, the other back to the first. Reward 1 for the last room alone.
+
+    Which door it is differs from room to room, so that no habit leads far: chance gets there once in 2^(rooms - 1).
+    """
+
+    def __init__(self, rooms: int = 20) -> None:
+        self.observation_space = spaces.Discrete(rooms)
+        self.action_space = spaces.Discrete(2)
+        self.rooms, self.room, self.ticks = rooms, 0, 0
+        self.right_door = np.random.default_rng(7).integers(0, 2, rooms)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.room, self.ticks = 0, 0
+        return self.room, {}
+
+    def step(self, action):
+        self.ticks += 1
+        self.room = self.room + 1 if action == self.right_door[self.room] else 0
+        arrived = self.room == self.rooms - 1
+        return self.room, float(arrived), arrived, self.ticks == 2 * self.rooms and not arrived, {}
+
+
+def lean(observation, action_mask):
+    """A player of CartPole, linear in what it sees: pushes to the side to which the pole falls."""
+    return (observation["obs"][:, 2] + observation["obs"][:, 3] > 0).astype(np.int64)
+
+
+def swing(observation, action_mask):
+    """A player of Pendulum: pushes along with the swing."""
+    return np.clip(observation["obs"][:, 2:], -1.5, 1.5)
+
+
+def first_allowed(observation, action_mask):
+    """A player of `Masked`: the first action that is allowed."""
+    return action_mask.argmax(1)
+
+
+def always_two(observation, action_mask):
+    return np.full(len(observation["obs"]), 2)
+
+
+def too_many(observation, action_mask):
+    return np.zeros((len(observation["obs"]), 5))
+
+
+class _Remembering:
+    """A player of `Recall`: calls the coin that it saw at the beginning, and the same side meanwhile."""
+
+    def __init__(self) -> None:
+        self.coins: dict[int, np.ndarray] = {}
+
+    def __call__(self, observation, action_mask):
+        shown = observation["obs"][:, 0]
+        coins = np.where(shown != 0, shown > 0, self.coins.get(len(shown), np.zeros(len(shown), bool)))
+        self.coins[len(shown)] = coins
+        return coins.astype(np.int64)
+
+
+remembering = _Remembering()

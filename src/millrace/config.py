@@ -36,6 +36,7 @@ SHORT_NAMES = {
     "worker_nice": "collect.worker_nice",
     "max_episode_steps": "env.max_episode_steps",
     "curriculum": "curriculum",
+    "imitate": "imitate.player",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
 
@@ -206,6 +207,48 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class RNDConfig:
+    """Novelty as a reward beside the game's, for games that seldom reward: random network distillation."""
+
+    coef: float = 0.0
+    """What novelty is worth, in units of its own deviation; 0 = off."""
+    learning_rate: float = 1e-4
+    """Adam's step size for the network that learns what is known."""
+    share: float = 1.0
+    """Part of the rows of each update that train it, once; less lets novelty last longer where batches are large."""
+    gamma: float = 0.99
+    """Discount of the novelty return whose deviation is the unit."""
+
+    def __post_init__(self) -> None:
+        require(self.coef >= 0, f"rnd.coef={self.coef} must be 0 (off) or more")
+        require(self.learning_rate > 0, f"rnd.learning_rate={self.learning_rate} must be above 0")
+        require(0 < self.share <= 1, f"rnd.share={self.share} must lie above 0, up to 1")
+        require(0 <= self.gamma <= 1, f"rnd.gamma={self.gamma} must lie in 0..1")
+
+
+@dataclass(frozen=True)
+class ImitateConfig:
+    """A warm start: before PPO begins, the policy learns to act as a player does."""
+
+    player: str = ""
+    """`walker` or `oracle` (Realm), `random`, `module:function`, or recorded games `FILE.jsonl`; empty = nobody."""
+    env_steps: int = 100_000
+    """Transitions that the player plays; `total_env_steps` does not count them."""
+    epochs: int = 4
+    """Passes over each of its rollouts."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start; falls linearly to 0."""
+    value_coef: float = 0.5
+    """Weight of the value loss beside the negative log-probability of the player's actions."""
+
+    def __post_init__(self) -> None:
+        require(self.env_steps > 0, f"imitate.env_steps={self.env_steps} must be above 0")
+        require(self.epochs >= 1, f"imitate.epochs={self.epochs} must be 1 or more")
+        require(self.learning_rate > 0, f"imitate.learning_rate={self.learning_rate} must be above 0")
+        require(self.value_coef >= 0, f"imitate.value_coef={self.value_coef} must be 0 or more")
+
+
+@dataclass(frozen=True)
 class StopConfig:
     """When a run ends: at whichever comes first. 0 = never for that reason."""
 
@@ -269,6 +312,8 @@ class Config:
     collect: CollectConfig = field(default_factory=CollectConfig)
     net: NetConfig = field(default_factory=NetConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    rnd: RNDConfig = field(default_factory=RNDConfig)
+    imitate: ImitateConfig = field(default_factory=ImitateConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -414,7 +459,7 @@ def replace_checked(
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
     names = list(known or setting_names())
-    near = difflib.get_close_matches(name, names, 1) or [full for full in names if full.endswith("." + name)]
+    near = [full for full in names if full.endswith("." + name)] or difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]}?" if near else "; see `millrace config ENV` for all of them"
 
 

@@ -38,6 +38,7 @@ class Journal:
             "time_s": round(run.wall_s, 4),
             "updates": run.learner.updates,
             "episodes": run.episodes,
+            "imitation_steps": run.imitation_steps,
             "steps_per_second": (run.env_steps - self._last_steps) / max(now_s - self._last_s, 1e-9),
             **episode_figures(run),
             **stats,

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import threadpoolctl
@@ -26,8 +26,9 @@ from millrace.deploy.evaluate import play_episodes
 from millrace.deploy.policy import describe_policy
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
-from millrace.errors import CheckpointError, MissingExtraError
+from millrace.errors import CheckpointError, ConfigError, MissingExtraError
 from millrace.journal import Journal
+from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
@@ -36,10 +37,26 @@ from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
 
+if TYPE_CHECKING:
+    from millrace.nets.policy import Policy
+
 RECENT_EPISODES = 100
 STOPPED_BY = "stopped by"
 SLOW_PROBE_S = 1.0
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a user adds to learning from Python.
+
+    Attributes:
+        intrinsic: makes a `millrace.learner.intrinsic.Intrinsic` from the `SlotSpec`.
+        auxiliary: makes a `millrace.learner.auxiliary.Auxiliary` from the `Policy`.
+    """
+
+    intrinsic: Callable[..., Any] | None = None
+    auxiliary: Callable[..., Any] | None = None
 
 
 class Run:
@@ -54,14 +71,17 @@ class Run:
         init_from: Checkpoint | None = None,
         quiet: bool = False,
         started_s: float | None = None,
+        extras: Extras = Extras(),
     ) -> None:
         self._begin_s = time.perf_counter() if started_s is None else started_s
         self.stopping = ""
         self._maker, self._network, self._quiet = maker, network, quiet
         self._resume_from, self._init_from = resume_from, init_from
+        self._extras = extras
         self._requested = config
         self.signal = StopSignal(self._on_signal, self._kill_workers)
         self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
+        self.imitation_steps = 0
         self.recent: collections.deque[EpisodeRecord] = collections.deque(maxlen=RECENT_EPISODES)
         self._earlier_s = 0.0  # spent by earlier processes of this run
         self._best_score = -np.inf
@@ -145,16 +165,57 @@ class Run:
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
         policy.to(self.config.device)
-        learner = Learner(policy, self.config.ppo, self.config.total_env_steps, self.config.seed)
+        reward_statistics = self._warm_start(policy)
+        auxiliary = None if self._extras.auxiliary is None else self._extras.auxiliary(policy).to(self.config.device)
+        learner = Learner(
+            policy,
+            self.config.ppo,
+            self.config.total_env_steps,
+            self.config.seed,
+            self._make_intrinsic(),
+            auxiliary,
+        )
+        if reward_statistics is not None:
+            learner.load_reward_statistics(reward_statistics)
+        return learner
+
+    def _warm_start(self, policy: Policy) -> dict[str, Any] | None:
+        """Weights to begin with besides random ones; the reward statistics that their values are in units of."""
         if self._init_from is not None:
             load_into(policy, self._init_from)
-            learner.load_reward_statistics(self._init_from.read_trainer()["learner"])
-        return learner
+            statistics: dict[str, Any] = self._init_from.read_trainer()["learner"]
+            return statistics
+        if not self.config.imitate.player or self._resume_from is not None:
+            return None
+        from millrace.imitation import imitate
+
+        options = self.curriculum.at(0)
+        done = imitate(policy, self._actor_maker(policy), self._maker, self.config, options, self.sinks.note)
+        self.imitation_steps = done.env_steps
+        self.sinks.note(
+            f"imitated {self.config.imitate.player} for {done.env_steps:,} steps, which count apart, in "
+            f"{done.wall_s:.1f} s: {done.describe()}"
+        )
+        return {"reward_scaler": done.reward_statistics}
+
+    def _actor_maker(self, policy: Policy) -> ActorMaker:
+        config = self.config
+        index = policy.weights_index()
+        return ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network)
+
+    def _make_intrinsic(self) -> Intrinsic | None:
+        config = self.config
+        if not config.rnd.coef:
+            return None if self._extras.intrinsic is None else self._extras.intrinsic(self.probe.spec)
+        if self._extras.intrinsic is not None:
+            raise ConfigError(f"rnd.coef={config.rnd.coef} and intrinsic=... are both rewards; set rnd.coef=0")
+        from millrace.learner.rnd import RND
+
+        return RND(self.probe.spec, config.net, config.rnd, config.device, config.seed)
 
     def _make_source(self) -> RolloutSource:
         config = self.config
         policy = self.learner.policy
-        index = policy.weights_index()
         layout = RolloutLayout(
             self.probe.spec,
             config.collect.rollout_steps,
@@ -164,7 +225,7 @@ class Run:
         )
         setup = PoolSetup(
             env_maker=self._maker,
-            actor_maker=ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network),
+            actor_maker=self._actor_maker(policy),
             layout=layout,
             config=config.collect,
             seed=config.seed,
@@ -306,6 +367,7 @@ class Run:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "updates_skipped": self.updates_skipped,
+            "imitation_steps": self.imitation_steps,
             "wall_s": self.wall_s,
             "best_score": float(self._best_score),
             "best_env_steps": self.store.best_env_steps,
@@ -323,6 +385,7 @@ class Run:
         self.learner.load_state(state["learner"])
         self.env_steps, self.episodes = state["env_steps"], state["episodes"]
         self.updates_skipped, self._earlier_s = state["updates_skipped"], state["wall_s"]
+        self.imitation_steps = state.get("imitation_steps", 0)
         self._best_score, self.store.best_env_steps = state["best_score"], state["best_env_steps"]
         self.recent.extend(EpisodeRecord(**episode) for episode in state["recent"])
         for name, value in state["counts"].items():

@@ -13,7 +13,7 @@ from millrace.checkpoints.store import Checkpoint, find_checkpoints
 from millrace.config import SHORT_NAMES, Config
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
-from millrace.run import STOPPED_BY, Run
+from millrace.run import STOPPED_BY, Extras, Run
 from millrace.rundir import RunDirectory, find_checkpoint
 
 
@@ -122,6 +122,8 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     network: Any = None,
+    intrinsic: Callable[..., Any] | None = None,
+    auxiliary: Callable[..., Any] | None = None,
     init_from: str | Path | None = None,
     auto_resume: bool = False,
     quiet: bool = False,
@@ -133,6 +135,8 @@ def train(
         env: a Gymnasium id, `module:function`, a TOML file, a callable that makes an environment, or a `Config`.
         settings: dotted names, for example `{"ppo.clip": 0.1}`.
         network: an `nn.Module` to use instead of the default; see `millrace.nets.policy.Network`.
+        intrinsic: from the `SlotSpec` to a reward beside the game's; see `millrace.learner.intrinsic.Intrinsic`.
+        auxiliary: from the `Policy` to a loss beside PPO's; see `millrace.learner.auxiliary.Auxiliary`.
         init_from: run or checkpoint whose weights and normalisers to start from.
         auto_resume: continue `run_dir` where it holds a checkpoint.
         quiet: print nothing, whatever `metrics.console` says.
@@ -145,8 +149,10 @@ def train(
     config, maker = make_config(env, settings, **short)
     resume_from = newest_of(config.run_dir) if auto_resume else None
     _refuse_overwriting(config, resume_from)
+    if init_from is not None and config.imitate.player:
+        raise ConfigError(f"init_from={init_from} and imitate.player={config.imitate.player} are two starts; give one")
     start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
-    run = Run(config, maker, network, resume_from, start, quiet, started_s)
+    run = Run(config, maker, network, resume_from, start, quiet, started_s, Extras(intrinsic, auxiliary))
     return execute(run)
 
 
@@ -155,6 +161,8 @@ def resume(
     *,
     settings: Mapping[str, Any] | None = None,
     network: Any = None,
+    intrinsic: Callable[..., Any] | None = None,
+    auxiliary: Callable[..., Any] | None = None,
     env: Callable[..., Any] | None = None,
     quiet: bool = False,
     **short: Any,
@@ -163,11 +171,13 @@ def resume(
 
     Args:
         run_dir: a run, a checkpoint of one, or None for the newest run.
+        network, intrinsic, auxiliary: what `train` was given, where it was given any.
         env: the callable that made the environment, where it was one.
     """
     started_s = time.perf_counter()
     config, maker, checkpoint, problems = prepare_resume(run_dir, settings, env, **short)
-    run = Run(config, maker, network, checkpoint, quiet=quiet, started_s=started_s)
+    extras = Extras(intrinsic, auxiliary)
+    run = Run(config, maker, network, checkpoint, quiet=quiet, started_s=started_s, extras=extras)
     run.add_notes(problems)
     return execute(run)
 

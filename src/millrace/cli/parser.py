@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         if name in known:
             return
-        near = difflib.get_close_matches(name, known, 1) or [other for other in known if other.endswith("." + name[2:])]
+        ending = "." + name[2:].replace("-", "_")
+        near = [other for other in known if other.endswith(ending)] or difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; see `{self.prog} --help`"
         raise ConfigError(f"there is no option {name}{hint}")
 

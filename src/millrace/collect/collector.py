@@ -5,6 +5,7 @@ The same object runs inline, in a worker process, or anywhere else; where it run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -18,6 +19,12 @@ from millrace.nets.memory import Memory
 from millrace.ops.sampling import sample_actions
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
 
+Player = Callable[[SlotEnv, EnvRow], Array]
+"""The environment, and the row that its slots are in now, to actions [B, A].
+
+A slot whose last transition was done is reset by the next step, whatever the action (unless it was at once).
+"""
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -30,10 +37,22 @@ class Collected:
 
 
 class Collector:
-    """Owns the environments, a policy copy and the random stream of one worker."""
+    """Owns the environments, a policy copy and the random stream of one worker.
 
-    def __init__(self, env: SlotEnv, actor: Actor, layout: RolloutLayout, rng: np.random.Generator) -> None:
+    Args:
+        player: acts in the policy's place, which still gives values and carries its memory along.
+    """
+
+    def __init__(
+        self,
+        env: SlotEnv,
+        actor: Actor,
+        layout: RolloutLayout,
+        rng: np.random.Generator,
+        player: Player | None = None,
+    ) -> None:
         self.env = env
+        self._player = player
         self._actor = actor
         self._layout = layout
         self._rng = rng
@@ -86,7 +105,7 @@ class Collector:
     def _begin(self, rollout: Rollout, rows: EnvRows) -> dict[str, Array]:
         """Carry over what the last rollout ended with; what the policy sees in row 0."""
         memory = self._memory
-        _copy_observation(self._current, rows.rows[0])
+        _copy_row(self._current, rows.rows[0])
         for key, frames in memory.frames.items():
             earlier = frames.shape[1] - 1
             rollout.observation[key][:earlier] = np.moveaxis(frames[:, :-1], 1, 0)
@@ -120,7 +139,10 @@ class Collector:
             raise EnvError(
                 f"slot {slot}, episode seed {seed}, step {t} of the rollout: the action mask allows no action"
             )
-        sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
+        if self._player is not None:
+            rollout.action[t], rollout.log_prob[t] = self._player(self.env, rows.rows[t]), 0.0
+        else:
+            sample_actions(self._layout.spec.action, params, mask, self._rng, rollout.action[t], rollout.log_prob[t])
         times.inference_s += perf_counter() - begin
 
     def _bootstrap(self, rollout: Rollout, t: int) -> None:
@@ -138,7 +160,7 @@ class Collector:
         rollout.policy_version[:] = version
         if rollout.action_mask is not None and rows.mask is not None:
             rollout.action_mask[:] = np.packbits(rows.mask, axis=-1, bitorder="little")
-        _copy_observation(last, self._current)
+        _copy_row(last, self._current)
 
     def _episodes(self, rollout: Rollout) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended in this rollout, in order; whole columns at once."""
@@ -222,8 +244,10 @@ def _scratch(num_slots: int) -> tuple[Array, Array, Array, Array]:
     return np.zeros(num_slots, np.float32), *(np.zeros(num_slots, bool) for _ in range(3))  # type: ignore[return-value]
 
 
-def _copy_observation(source: EnvRow, target: EnvRow) -> None:
+def _copy_row(source: EnvRow, target: EnvRow) -> None:
     for key, array in source.observation.items():
         np.copyto(target.observation[key], array)
+    np.copyto(target.terminated, source.terminated)
+    np.copyto(target.truncated, source.truncated)
     if source.action_mask is not None and target.action_mask is not None:
         np.copyto(target.action_mask, source.action_mask)

@@ -13,6 +13,7 @@ import numpy as np
 from millrace.collect.collector import EnvRows
 from millrace.config import EnvConfig
 from millrace.deploy.policy import LoadedPolicy, load_policy
+from millrace.deploy.recorded_games import Recorder
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import SlotEnv
 from millrace.nets.actor import Actor
@@ -53,16 +54,22 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = True,
     env_kwargs: dict[str, Any] | None = None,
+    record: str | Path | None = None,
 ) -> Evaluation:
     """Play episodes with seeds seed, seed + 1, ...
 
     Args:
         policy: loaded, or where to load it from.
         env: id or callable; None for the one that the policy was trained on.
+        record: a file to write the games to, from which `imitate.player` plays them again.
     """
     loaded = policy if isinstance(policy, LoadedPolicy) else load_policy(policy)
     maker = maker_for(loaded, env).with_kwargs(**(env_kwargs or {}))
-    return Evaluation(play_episodes(loaded.actor, maker, episodes, seed, deterministic))
+    recorder = Recorder() if record is not None else None
+    played = play_episodes(loaded.actor, maker, episodes, seed, deterministic, recorder)
+    if recorder is not None and record is not None:
+        recorder.write(record)
+    return Evaluation(played)
 
 
 def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> EnvMaker:
@@ -75,11 +82,18 @@ def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> Env
 
 
 def play_episodes(
-    actor: Actor, maker: EnvMaker, episodes: int, seed: int, deterministic: bool = True
+    actor: Actor,
+    maker: EnvMaker,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    recorder: Recorder | None = None,
 ) -> list[EpisodeRecord]:
     """Episodes with seeds seed..seed+episodes-1 under an actor, many at a time."""
     slots = min(episodes, MAX_SLOTS)
-    return play_with(lambda spec: actor_choice(actor, spec, slots, deterministic, seed), maker, episodes, seed)
+    return play_with(
+        lambda spec: actor_choice(actor, spec, slots, deterministic, seed), maker, episodes, seed, recorder
+    )
 
 
 def actor_choice(actor: Actor, spec: SlotSpec, num_slots: int, deterministic: bool, seed: int) -> Choose:
@@ -114,7 +128,11 @@ def random_choice(spec: SlotSpec, seed: int) -> Choose:
 
 
 def play_with(
-    make_choice: Callable[[SlotSpec], Choose], maker: EnvMaker, episodes: int, seed: int
+    make_choice: Callable[[SlotSpec], Choose],
+    maker: EnvMaker,
+    episodes: int,
+    seed: int,
+    recorder: Recorder | None = None,
 ) -> list[EpisodeRecord]:
     """Episodes with seeds seed..seed+episodes-1, chosen by anything that chooses.
 
@@ -124,13 +142,13 @@ def play_with(
     num_slots = min(episodes, MAX_SLOTS)
     env = single.make_seeded(num_slots, lambda slot, episode: seed + slot + episode * num_slots)
     try:
-        records = _play(env, make_choice(env.spec), episodes)
+        records = _play(env, make_choice(env.spec), episodes, recorder)
     finally:
         env.close()
     return [records[index] for index in range(episodes)]
 
 
-def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecord]:
+def _play(env: SlotEnv, choose: Choose, episodes: int, recorder: Recorder | None) -> dict[int, EpisodeRecord]:
     """Records by index: a slot's k-th episode has the index slot + k * slots."""
     layout = RolloutLayout(env.spec, 1, env.num_slots)
     rows = EnvRows(layout.allocate(), layout).rows
@@ -141,16 +159,22 @@ def _play(env: SlotEnv, choose: Choose, episodes: int) -> dict[int, EpisodeRecor
     row = rows[0]
     begins, done = np.ones(env.num_slots, bool), np.zeros(env.num_slots, bool)
     while len(records) < episodes:
-        env.step(choose(row.observation, row.action_mask, begins), rows[1])
+        action = choose(row.observation, row.action_mask, begins)
+        env.step(action, rows[1])
         row = rows[1]
+        if recorder is not None:
+            recorder.step(action, row)
         done_before, done = done, row.terminated | row.truncated
         begins = done if env.same_step_reset else done_before
         returns += row.reward
         steps += row.valid
         for slot, seed, figures in env.pop_figures():
             index = slot + int(played[slot]) * env.num_slots
+            record = EpisodeRecord(float(returns[slot]), int(steps[slot]), seed, figures)
             if index < episodes:
-                records[index] = EpisodeRecord(float(returns[slot]), int(steps[slot]), seed, figures)
+                records[index] = record
+            if recorder is not None:
+                recorder.finish(slot, record, index if index < episodes else None)
             played[slot] += 1
             returns[slot], steps[slot] = 0.0, 0
     return records

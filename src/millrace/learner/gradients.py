@@ -10,6 +10,7 @@ from torch import Tensor
 
 from millrace.config import PPOConfig
 from millrace.errors import ConfigError
+from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
@@ -35,7 +36,9 @@ class Gradients(Protocol):
         """Write the gradient on the rows first..last-1 of the present order; the loss, and figures if wanted."""
 
 
-def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig) -> Gradients:
+def make_gradients(
+    policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
+) -> Gradients:
     """By hand where the network is ours and dense, on one CPU thread in float32; else by autograd.
 
     Raises:
@@ -46,12 +49,12 @@ def make_gradients(policy: Policy, parameters: FlatParameters, config: PPOConfig
         require(not config.compile, "ppo.compile does not take networks with memory; use ppo.compile=false")
         from millrace.learner.sequences import SequenceGradients
 
-        return SequenceGradients(policy, parameters, config)
+        return SequenceGradients(policy, parameters, config, auxiliary)
     on_cpu = parameters.vector.device.type == "cpu"
-    is_plain = config.precision == "fp32" and not config.compile
+    is_plain = config.precision == "fp32" and not config.compile and auxiliary is None
     if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
         return DenseGradients(policy, network, config)
-    return AutogradGradients(policy, parameters, config)
+    return AutogradGradients(policy, parameters, config, auxiliary)
 
 
 def compiled(policy: Policy) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -75,8 +78,11 @@ def compiled(policy: Policy) -> Callable[..., tuple[Tensor, Tensor]]:
 class AutogradGradients:
     """Any network on any device."""
 
-    def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
+    def __init__(
+        self, policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
+    ) -> None:
         self._policy, self._parameters, self._config = policy, parameters, config
+        self._auxiliary = auxiliary
         self._network = compiled(policy) if config.compile else policy
         self._autocast = torch.autocast(
             parameters.vector.device.type, torch.bfloat16, enabled=config.precision == "bf16"
@@ -98,10 +104,16 @@ class AutogradGradients:
         params, value = self._network(rows.seen())
         return params, value
 
-    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
-        config, rows = self._config, self._shuffled.slice(first, last)
+    def evaluate(self, first: int, last: int) -> tuple[Rows, Tensor, Tensor]:
+        """The rows first..last-1 of the present order, with their parameters and values."""
+        rows = self._shuffled.slice(first, last)
         with self._autocast:
             params, value = self._forward(rows, first, last)
+        return rows, params, value
+
+    def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
+        config = self._config
+        rows, params, value = self.evaluate(first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage
@@ -111,6 +123,8 @@ class AutogradGradients:
         value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, config.value_clip)
         mean_entropy = losses.weighted_mean(entropy, rows.weight)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+        extra = None if self._auxiliary is None else self._auxiliary(self._policy, rows)
+        loss = loss if extra is None else loss + extra
         self._parameters.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         if not wants_stats:
@@ -125,4 +139,6 @@ class AutogradGradients:
                 "clip_share": losses.weighted_mean(outside, rows.weight),
                 "effective_sample_share": losses.effective_sample_share(log_ratio, rows.weight),
             }
+            if extra is not None:
+                stats["auxiliary_loss"] = extra
         return float(loss.detach()), {name: float(x.detach()) for name, x in stats.items()}

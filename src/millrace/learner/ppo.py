@@ -11,15 +11,17 @@ import torch
 
 from millrace.buffer.queue import Batch
 from millrace.config import PPOConfig
+from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import Adam, FlatParameters
 from millrace.learner.gradients import make_gradients
+from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.rewards import RewardScaler
 from millrace.learner.rows import Rows
 from millrace.learner.schedules import Schedules
 from millrace.learner.targets import Targets
 from millrace.nets.policy import Policy
 from millrace.ops import losses
-from millrace.types import Array, Rollout
+from millrace.types import Array, Rollout, require
 
 
 class Learner:
@@ -28,18 +30,31 @@ class Learner:
     Args:
         policy: on the device to learn on.
         total_env_steps: where linear schedules reach 0.
+        intrinsic: rewards beside the game's.
+        auxiliary: a loss beside PPO's, on the same device.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig, total_env_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: PPOConfig,
+        total_env_steps: int,
+        seed: int,
+        intrinsic: Intrinsic | None = None,
+        auxiliary: Auxiliary | None = None,
+    ) -> None:
         self.policy = policy
         self.config = config
         self.updates = 0
         self.skipped_steps = 0
         self.busy_s = 0.0
         self._schedules = Schedules(config, total_env_steps)
-        self._parameters = FlatParameters(policy.parameters())
+        self._intrinsic, self._auxiliary = intrinsic, auxiliary
+        own = [] if auxiliary is None else auxiliary.parameters()
+        # Each once, also where the module keeps the policy itself.
+        self._parameters = FlatParameters(dict.fromkeys([*policy.parameters(), *own]))
         self._optimizer = Adam(self._parameters, config.adam_eps)
-        self._gradients = make_gradients(policy, self._parameters, config)
+        self._gradients = make_gradients(policy, self._parameters, config, auxiliary)
         self._generator = torch.Generator().manual_seed(seed)
         self._reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         self._targets = Targets(policy, config, self._reward_scaler)
@@ -57,18 +72,35 @@ class Learner:
         begin = perf_counter()
         learning_rate, clip = self._schedules.at(env_steps)
         skipped_before = self.skipped_steps
-        stats = self._epochs(batch.rollout, learning_rate, clip)
+        bonus = self._bonus(batch.rollout)
+        stats = self._epochs(batch.rollout, bonus, learning_rate, clip)
         if self.skipped_steps == skipped_before:  # else something in the batch is not finite
-            self._observe(batch)
+            observe(self.policy, self._reward_scaler, batch)
             self._schedules.observe_kl(stats["kl"])
+            if self._intrinsic is not None:
+                stats |= self._intrinsic.learn(batch)
+        if bonus is not None:
+            stats["intrinsic_reward"] = float(bonus[batch.rollout.valid].mean())
         self.updates += 1
         self.busy_s += perf_counter() - begin
         return {**stats, "learning_rate": learning_rate, "clip": clip, **batch.lags()}
 
-    def _epochs(self, rollout: Rollout, learning_rate: float, clip: float) -> dict[str, float]:
+    def _bonus(self, rollout: Rollout) -> Array | None:
+        """[T, B] intrinsic reward, if there is any."""
+        if self._intrinsic is None:
+            return None
+        bonus = np.asarray(self._intrinsic.reward(rollout), np.float32)
+        require(
+            bonus.shape == rollout.reward.shape,
+            f"{type(self._intrinsic).__name__}.reward gave an array {list(bonus.shape)}; it must be [T, B], here "
+            f"{list(rollout.reward.shape)}",
+        )
+        return bonus
+
+    def _epochs(self, rollout: Rollout, bonus: Array | None, learning_rate: float, clip: float) -> dict[str, float]:
         """K passes in random order; the figures are means over the last pass."""
         config, size = self.config, self.config.minibatch_size
-        first_rows = rows = self._targets.rows(rollout)
+        first_rows = rows = self._targets.rows(rollout, bonus)
         state = self._targets.state(rollout)
         self._gradients.prepare(rows, state)
         stats: list[dict[str, float]] = []
@@ -95,16 +127,6 @@ class Learner:
             self.skipped_steps += 1
         return norm
 
-    def _observe(self, batch: Batch) -> None:
-        """Add each rollout of the batch to the normalisers, once, after it was learned from."""
-        rollout = batch.rollout
-        for key, normalizer in self.policy.normalizers():
-            rows = rollout.present(key)[:-1][rollout.valid]
-            normalizer.update(torch.from_numpy(rows).to(normalizer.mean.device))
-        if self._reward_scaler is not None:
-            for worker, block in batch.blocks():
-                self._reward_scaler.update(worker, block)
-
     def save_state(self) -> dict[str, Any]:
         """Optimiser, random state and counters, as plain values and arrays."""
         return {
@@ -114,6 +136,8 @@ class Learner:
             "generator": self._generator.get_state().numpy(),
             "reward_scaler": None if self._reward_scaler is None else self._reward_scaler.save_state(),
             "adam": self._optimizer.save_state(),
+            "intrinsic": None if self._intrinsic is None else self._intrinsic.save_state(),
+            "auxiliary": None if self._auxiliary is None else _arrays(self._auxiliary.state_dict()),
         }
 
     def load_reward_statistics(self, state: dict[str, Any]) -> None:
@@ -122,13 +146,42 @@ class Learner:
             self._reward_scaler.load_state({**state["reward_scaler"], "running": {}})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `save_state` was taken."""
+        """Continue exactly where `save_state` was taken.
+
+        Raises:
+            ConfigError: it had an auxiliary loss and this learner has none, or the other way round.
+        """
+        require(
+            (state.get("auxiliary") is None) == (self._auxiliary is None),
+            "the checkpoint and this run do not agree on an auxiliary loss; give resume the auxiliary=... of train",
+        )
         self.updates, self.skipped_steps = int(state["updates"]), int(state["skipped_steps"])
         self._schedules.kl_rate = float(state["kl_rate"])
         self._generator.set_state(torch.from_numpy(np.array(state["generator"], np.uint8)))
         if self._reward_scaler is not None and state["reward_scaler"] is not None:
             self._reward_scaler.load_state(state["reward_scaler"])
+        if self._intrinsic is not None and state.get("intrinsic") is not None:
+            self._intrinsic.load_state(state["intrinsic"])
+        if self._auxiliary is not None:
+            self._auxiliary.load_state_dict(
+                {name: torch.from_numpy(np.array(x)) for name, x in state["auxiliary"].items()}
+            )
         self._optimizer.load_state(state["adam"])
+
+
+def observe(policy: Policy, reward_scaler: RewardScaler | None, batch: Batch) -> None:
+    """Add each rollout of the batch to the normalisers, once, after it was learned from."""
+    rollout = batch.rollout
+    for key, normalizer in policy.normalizers():
+        rows = rollout.present(key)[:-1][rollout.valid]
+        normalizer.update(torch.from_numpy(rows).to(normalizer.mean.device))
+    if reward_scaler is not None:
+        for worker, block in batch.blocks():
+            reward_scaler.update(worker, block)
+
+
+def _arrays(tensors: dict[str, Any]) -> dict[str, Array]:
+    return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
 
 
 def value_figures(rows: Rows) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Rows:
         value: at collection.
         weight: 1 for experience, 0 for rows that count for nothing.
         begins: where an episode begins; for networks with recurrence only.
+        reward: as advantages saw it: scaled, clipped, intrinsic reward added.
     """
 
     observation: dict[str, Tensor | StackedFrames]
@@ -48,6 +49,7 @@ class Rows:
     weight: Tensor
     action_mask: Tensor | None = None
     begins: Tensor | None = None
+    reward: Tensor | None = None
 
     def take(self, index: Tensor) -> Rows:
         """The rows of an index, gathered."""

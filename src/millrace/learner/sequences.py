@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import FlatParameters
 from millrace.learner.gradients import AutogradGradients
 from millrace.learner.rows import Rows
@@ -15,8 +16,10 @@ from millrace.nets.policy import Policy
 class SequenceGradients(AutogradGradients):
     """A minibatch is some slots with all of their T steps, unrolled from the state at the rollout's start."""
 
-    def __init__(self, policy: Policy, parameters: FlatParameters, config: PPOConfig) -> None:
-        super().__init__(policy, parameters, config)
+    def __init__(
+        self, policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Auxiliary | None = None
+    ) -> None:
+        super().__init__(policy, parameters, config, auxiliary)
         self._state: Tensor
         self._slots: Tensor
 

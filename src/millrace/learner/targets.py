@@ -23,10 +23,16 @@ class Targets:
         self._policy, self._config, self._reward_scaler = policy, config, reward_scaler
         self._device = next(policy.parameters()).device
 
-    def rows(self, rollout: Rollout) -> Rows:
-        """One row per (step, slot); [T * B, ...] each."""
+    def rows(self, rollout: Rollout, bonus: Array | None = None) -> Rows:
+        """One row per (step, slot); [T * B, ...] each.
+
+        Args:
+            bonus: [T, B] intrinsic reward.
+        """
         value = self._tensor(rollout.value)
-        advantage = self._advantages(rollout, value)
+        reward = self._reward(rollout.reward)
+        rewards = self._tensor(reward if bonus is None else reward + bonus)
+        advantage = self._advantages(rollout, rewards, value)
         return Rows(
             observation=self._observation(rollout, rollout.num_steps),
             action=self._tensor(rollout.action).flatten(0, 1),
@@ -37,6 +43,7 @@ class Targets:
             weight=self._tensor(rollout.valid).float().flatten(),
             action_mask=self._mask(rollout),
             begins=self._begins(rollout, rollout.num_steps).flatten() if self._policy.state_size else None,
+            reward=rewards.flatten(),
         )
 
     def state(self, rollout: Rollout) -> Tensor | None:
@@ -73,15 +80,16 @@ class Targets:
         else:
             value = self._policy.unroll(observation, state, self._begins(rollout, num_rows))[1]
         value = value.view(rollout.value.shape)
-        advantage = self._advantages(rollout, value)
+        assert rows.reward is not None
+        advantage = self._advantages(rollout, rows.reward.view(value[:-1].shape), value)
         return dataclasses.replace(rows, advantage=advantage.flatten(), target=(advantage + value[:-1]).flatten())
 
-    def _advantages(self, rollout: Rollout, value: Tensor) -> Tensor:
+    def _advantages(self, rollout: Rollout, reward: Tensor, value: Tensor) -> Tensor:
         terminated, valid = self._tensor(rollout.terminated), self._tensor(rollout.valid)
         cut = terminated | self._tensor(rollout.truncated) | ~valid
         cut[:-1] |= ~valid[1:]  # an invalid row in mid-episode is bootstrapped from, and nothing of it flows back
         return generalized_advantages(
-            self._tensor(self._reward(rollout.reward)),
+            reward,
             value[:-1],
             self._next_value(rollout, value),
             terminated,

@@ -23,6 +23,7 @@ _ALL = (
     Metric("env_steps", "steps", "environment transitions learned from, without resets"),
     Metric("updates", "updates", "learner updates; also the policy's version"),
     Metric("episodes", "episodes", "finished training episodes"),
+    Metric("imitation_steps", "steps", "environment transitions of the player that was imitated before training"),
     Metric("time_s", "s", "since this process began to train, earlier processes of the run included"),
     Metric("episode_return", "return", "mean over the last 100 training episodes"),
     Metric("episode_length_steps", "steps", "mean over the last 100 training episodes"),
@@ -36,6 +37,11 @@ _ALL = (
     Metric("effective_sample_share", "", "effective sample size of the ratios over the number of rows", (0.5, None)),
     Metric("explained_variance", "", "of the value targets by the values at collection", (0.0, None)),
     Metric("grad_norm", "", "before clipping"),
+    Metric("auxiliary_loss", "", "the loss beside PPO's, its coefficient included, mean of the last epoch"),
+    Metric(
+        "intrinsic_reward", "return", "mean reward of a transition beside the game's, in units of the scaled reward"
+    ),
+    Metric("rnd_loss", "", "mean error of the network that learns what is known: falls as the game becomes familiar"),
     Metric("learning_rate", "", "Adam's step size"),
     Metric("clip", "", "range of the policy ratio"),
     Metric("policy_lag", "updates", "largest lag of a row in the last batch"),

@@ -36,6 +36,10 @@ class DenseNetwork(nn.Module):
             actor, critic = self._run(self.actor, x), self._run(self.critic, x)
         return self.policy_head(actor), self.value_head(critic).squeeze(-1)
 
+    def body(self, observation: dict[str, Tensor]) -> Tensor:
+        """Prepared observations to the features [N, F] that the policy's head sees."""
+        return self._run(self.trunk if self.shared else self.actor, side_by_side(observation, self.keys))
+
     def _run(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
         for layer in layers:
             x = self.activation(layer(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +78,23 @@ class Policy(nn.Module):
         """
         params, value, state = self.network(self._all_prepared(observation), state, begins)
         return self._with_deviations(params), value, state
+
+    def features(self, observation: dict[str, Tensor]) -> Tensor:
+        """What the network's body makes of raw observations [N, ...] before any recurrence and the heads, [N, F].
+
+        A user's own network offers it as `body`, a method or module from prepared observations.
+        """
+        body = typing.cast(Callable[[dict[str, Tensor]], Tensor], self.network.body)
+        return body(self._all_prepared(observation))
+
+    @property
+    @torch.no_grad()
+    def num_features(self) -> int:
+        """F."""
+        arrays = self.spec.observation.items()
+        nothing = {key: np.zeros((1, *array.seen_shape), array.dtype) for key, array in arrays}
+        device = next(self.parameters()).device
+        return self.features({key: torch.from_numpy(x).to(device) for key, x in nothing.items()}).shape[1]
 
     def _all_prepared(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: self.prepared(key, array) for key, array in observation.items()}

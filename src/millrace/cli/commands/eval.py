@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   millrace eval                                     the newest run, 100 episodes
   millrace eval runs/mine --episodes 500 --seed 1000
+  millrace eval runs/mine --record games.jsonl      for: millrace train ENV --imitate games.jsonl
   millrace eval runs/mine --env.kwargs map=random --env.kwargs num_maps=100
 
 Episode i is reset with seed + i: two policies with the same seed play the same episodes."""
@@ -27,6 +28,7 @@ def parser() -> Parser:
     options = Parser("eval", f"{COMMANDS['eval'].capitalize()}.", EXAMPLES)
     add_policy(options)
     options.add_argument("--episodes", type=int, default=100, metavar="INT", help="how many [100]")
+    options.add_argument("--record", metavar="GAMES.jsonl", help="write the games there, for --imitate to play again")
     options.add_argument("--json", action="store_true", help="one JSON object, every episode in it")
     return options
 
@@ -57,6 +59,7 @@ def run(words: list[str]) -> int:
         seed=arguments.seed,
         deterministic=not arguments.stochastic,
         env_kwargs=arguments.settings.get("env.kwargs"),
+        record=arguments.record,
     )
     wall_s = time.perf_counter() - begin_s
     if arguments.json:

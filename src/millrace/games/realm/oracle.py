@@ -75,7 +75,7 @@ class Plans(NamedTuple):
 
 
 class Oracle:
-    """Policy of the oracle for one game, for one run of `play_games`."""
+    """Policy of the oracle for one game."""
 
     def __init__(
         self, game: RealmGame, tables: Tables, seek_buff: bool = True, spare_share: float = SPARE_SHARE
@@ -87,6 +87,7 @@ class Oracle:
 
     def __call__(self, game: RealmGame) -> npt.NDArray[np.int64]:
         """Actions [B]."""
+        self._plans.situation[game.slots.steps == 0] = -1  # an episode's first step asks for a plan of its own
         action = np.zeros(game.num_slots, dtype=np.int64)
         choice = (self._seek_buff, self._spare_share)
         act_all(game.numbers, game.maps, game.slots, self._tables, self._plans, *choice, action)
