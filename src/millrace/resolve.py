@@ -111,7 +111,9 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
         threads = 1  # without convolutions the pieces are too small to share, and another program stalls both
     if not threads:
         overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
-        threads = max(1, system.available_cores() - (config.collect.workers if overlapping else 0))
+        # Two even where a worker wants one of two cores: waiting threads yield theirs (`system.yield_while_waiting`).
+        cores = system.available_cores()
+        threads = max(min(2, cores), cores - config.collect.workers) if overlapping else cores
     if config.net.memory != "none":
         return _sequence_minibatches(config, replace(ppo, threads=threads))
     # Ours: an eighth held 500 on CartPole with four seeds of four, a quarter with three (benchmarks/README.md).

@@ -32,6 +32,7 @@ from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
+from millrace.nets.inputs import image_keys
 from millrace.resolve import Probe, batch_size_rows, probe_env, resolve
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
@@ -165,6 +166,8 @@ class Run:
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
         policy.to(self.config.device)
+        if image_keys(self.probe.spec, self.config.net):
+            system.keep_freed_memory()
         reward_statistics = self._warm_start(policy)
         auxiliary = None if self._extras.auxiliary is None else self._extras.auxiliary(policy).to(self.config.device)
         learner = Learner(

