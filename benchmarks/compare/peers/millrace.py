@@ -31,7 +31,7 @@ PLACES: dict[str, dict[str, Any]] = {
         "ppo.threads": 1,
     },
 }
-"""One worker beside the learner, which takes both cores in fp32, and the other one in bf16: what is fastest for each."""
+"""One worker beside the learner, which takes both cores in fp32 and one in bf16: what is fastest for each."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "cartpole-throughput": read_toml(RECIPES / "cartpole-throughput.toml"),
     "cartpole-time-to-475": read_toml(RECIPES / "cartpole-quick.toml"),
