@@ -173,7 +173,7 @@ class Mutations:
         if isinstance(tree, dict) and self.rng.random() < 0.2:
             del tree[key]
         else:
-            tree[key] = self.rng.choice(VALUES)
+            tree[key] = copy.deepcopy(self.rng.choice(VALUES))
 
     def arrays(self) -> bytes:
         """The header of the weights changed, or its length, with digests that fit."""
