@@ -1,0 +1,92 @@
+"""Which of a run's checkpoints loads, acts and can be resumed; what to fall back on where the newest does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from millrace.checkpoints.store import PREFIX
+from millrace.doctor.findings import Finding
+from millrace.doctor.health import examine_run
+from millrace.doctor.walk import walk
+from millrace.errors import CheckpointError
+from millrace.system import FileLock
+
+
+@dataclass
+class Walked:
+    """One checkpoint after the walk."""
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def acts(self) -> bool:
+        """Everything but the environment is as it should be, which it does without."""
+        is_through = any(finding.subject == "inference" for finding in self.findings)
+        return is_through and not any(f.level == "error" for f in self.findings if f.subject != "environment")
+
+    @property
+    def resumes(self) -> bool:
+        return self.acts and not any(f.level == "warning" for f in self.findings if f.subject in ("files", "manifest"))
+
+
+def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
+    """Load a run's newest checkpoint, or the one that is named, and fall back until one acts; then the run's health.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or it is neither of them.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is neither a run nor a checkpoint" + _why(path))
+    if path.name.startswith(PREFIX):
+        yield from _examine_checkpoints([path], env, deadline_s)
+        return
+    if not (path / "config.toml").exists() and not (path / "checkpoints").is_dir():
+        runs = sorted(str(config.parent) for config in path.glob("**/config.toml"))
+        hint = f"; it holds runs, name one of them: {', '.join(runs[:3])}" if runs else ""
+        raise CheckpointError(f"{path} is not a run{hint}")
+    found = sorted((path / "checkpoints").glob(f"{PREFIX}*"), reverse=True)
+    if found:
+        yield from _examine_checkpoints(found, env, deadline_s)
+    else:
+        yield _no_checkpoint(path)
+    yield from examine_run(path)
+
+
+def _why(path: Path) -> str:
+    return "" if path.exists() else ": it does not exist"
+
+
+def _no_checkpoint(path: Path) -> Finding:
+    if FileLock(path / "lock").is_held():
+        return Finding("note", "checkpoint", "none yet, and it is at work", "--checkpoint.every_s says how often")
+    remedy = f"train again: `millrace train {path / 'config.toml'}` has its settings"
+    return Finding("error", "checkpoint", f"there is none in {path}", remedy, exit_code=CheckpointError.exit_code)
+
+
+def _examine_checkpoints(newest_first: list[Path], env: str, deadline_s: float) -> Iterator[Finding]:
+    walked: list[Walked] = []
+    for path in newest_first:
+        last = Walked(path)
+        walked.append(last)
+        yield Finding("note", "checkpoint", f"{'falling back on ' if len(walked) > 1 else ''}{path}")
+        for finding in walk(path, env, deadline_s):
+            last.findings.append(finding)
+            yield finding
+        if last.acts:
+            break
+    yield _verdict(walked)
+
+
+def _verdict(walked: list[Walked]) -> Finding:
+    last, is_newest = walked[-1], len(walked) == 1
+    if not last.acts:
+        what = f"none of the {len(walked)} checkpoints loads" if len(walked) > 1 else "it does not load"
+        return Finding("error", "verdict", what, "", exit_code=CheckpointError.exit_code)
+    if last.resumes:
+        what = "it loads, acts and can be resumed" if is_newest else f"{last.path.name} loads, acts and can be resumed"
+        remedy = "" if is_newest else f"millrace resume {last.path}"
+        return Finding("ok", "verdict", what, remedy)
+    return Finding("warning", "verdict", f"{last.path.name} acts, and cannot be resumed", f"millrace eval {last.path}")
