@@ -7,42 +7,44 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from millrace import system
 from millrace.doctor.findings import Finding
 from millrace.doctor.loading import EARLIER, STAGES, Loading, StuckError
-from millrace.errors import MillraceError
+from millrace.errors import CheckpointError, MillraceError
 
 
 def main(path: str, env: str, stages: list[str]) -> None:
-    """Go through the stages until one is stuck."""
+    """Go through the stages and print what they find."""
     system.no_core_dump()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a game prints is none of ours
-    loading = Loading(Path(path), env)
+    for finding in load(Loading(Path(path), env), stages):
+        print(json.dumps(dataclasses.asdict(finding)), file=lines, flush=True)
+
+
+def load(loading: Loading, stages: Iterable[str] = tuple(STAGES)) -> Iterator[Finding]:
+    """What each stage finds, until one is stuck."""
     for name in stages:
-        if not _go_on(name, loading, lines):
+        begin_s, is_stuck = time.perf_counter(), False
+        try:
+            finding = STAGES[name](loading)
+        except Exception as error:
+            finding, is_stuck = _stuck(name, error), True
+        yield dataclasses.replace(finding, took_s=time.perf_counter() - begin_s)
+        if is_stuck:
             return
-
-
-def _go_on(name: str, loading: Loading, lines: TextIO) -> bool:
-    begin_s, stuck = time.perf_counter(), False
-    try:
-        finding = STAGES[name](loading)
-    except Exception as error:
-        finding, stuck = _stuck(name, error), True
-    timed = dataclasses.replace(finding, took_s=time.perf_counter() - begin_s)
-    print(json.dumps(dataclasses.asdict(timed)), file=lines, flush=True)
-    return not stuck
 
 
 def _stuck(name: str, error: Exception) -> Finding:
     remedy = error.remedy if isinstance(error, StuckError) else EARLIER
     if isinstance(error, MillraceError):
         return Finding("error", name, str(error), remedy, exit_code=error.exit_code)
-    return Finding("error", name, f"{type(error).__name__}: {error}", remedy, exit_code=4)
+    # A description that lacks something, or has another form.
+    what = f"{type(error).__name__}: {error}"
+    return Finding("error", name, what, remedy, exit_code=CheckpointError.exit_code)
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def _inputs(spec: SlotSpec) -> str:
 
 def _outputs(spec: SlotSpec) -> str:
     choices = [" x ".join(map(str, spec.action.nvec)) + " choices"] if spec.action.nvec else []
-    numbers = [f"{spec.action.num_box} numbers"] if spec.action.num_box else []
+    numbers = [f"{spec.action.num_box} continuous"] if spec.action.num_box else []
     return " and ".join(choices + numbers) + (", masked" if spec.has_action_mask else "")
 
 

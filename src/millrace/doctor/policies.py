@@ -85,6 +85,8 @@ def _verdict(walked: list[Walked]) -> Finding:
     if not last.acts:
         what = f"none of the {len(walked)} checkpoints loads" if len(walked) > 1 else "it does not load"
         return Finding("error", "verdict", what, "", exit_code=CheckpointError.exit_code)
+    if any(finding.subject == "network" and finding.level == "warning" for finding in last.findings):
+        return Finding("note", "verdict", f"the files of {last.path.name} are sound; it acts with the network it had")
     if last.resumes:
         what = "it loads, acts and can be resumed" if is_newest else f"{last.path.name} loads, acts and can be resumed"
         remedy = "" if is_newest else f"millrace resume {last.path}"
