@@ -29,7 +29,6 @@ EARLY = 0.5
 LEARNED_VALUE = 0.3
 SAME_ENTROPY = 0.01
 IMPROVED_RETURN = 0.1
-SAME_TARGET = 1e-6
 LOOP_RESTARTS = 3
 NEARLY_ALL_MEMORY = 0.8
 GROWN, GROWN_MB = 1.5, 100.0
@@ -209,11 +208,12 @@ def _lock_step(run: RunFigures) -> Iterator[Finding]:
 
 
 def _value(run: RunFigures) -> Iterator[Finding]:
-    """A value function that learned and lost it, or never learned; or rewards that teach nothing."""
+    """A value function that learned and lost it, or never learned; or returns that teach nothing."""
     if run.is_young:
         return
-    if run.now("target_deviation") < SAME_TARGET:
-        what = "the value targets are all alike: no reward differs from the others"
+    returns = {row["episode_return"] for row in run.rows if is_number(row.get("episode_return"))}
+    if len(returns) == 1:
+        what = f"every row has episode_return = {returns.pop():g}: nothing that was tried made a difference"
         yield Finding("warning", "no reward", what, "docs/sparse-games.md: --rnd.coef, --imitate, a curriculum")
         return
     name, value = "explained_variance", run.now("explained_variance")

@@ -70,13 +70,17 @@ class Machine:
 
 def examine_machine(run_dir: Path) -> Iterator[Finding]:
     """Every finding about this machine, each as soon as it is known."""
-    machine = look_around()
-    for judge in (_cores, _memory, _shared_memory, _open_files, _workers):
-        yield judge(machine)
+    yield from judge(look_around())
     yield disk_finding(run_dir)
     yield from version_findings()
     yield torch_finding(torch_facts())
     yield from extra_findings()
+
+
+def judge(machine: Machine) -> Iterator[Finding]:
+    """What to think of the facts."""
+    for about in (_cores, _memory, _shared_memory, _open_files, _workers):
+        yield about(machine)
     yield from _ray(machine)
 
 

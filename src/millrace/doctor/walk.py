@@ -61,12 +61,14 @@ class Child:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         self._ended = ""
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
 
     def finding(self, deadline_s: float) -> Finding | None:
         """The next one; None where the process ends, or takes longer than that."""
@@ -100,6 +102,7 @@ class Child:
             for pid in reversed(system.process_tree(self._process.pid)):
                 system.kill(pid)
         self._process.wait()
+        self._reader.join(LAST_WORDS_S)
         self._errors.close()
 
 

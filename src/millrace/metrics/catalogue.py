@@ -132,7 +132,7 @@ _ALL = (
         "share_collector_wait",
         "",
         "of collector time: waiting for a grant",
-        (None, 0.8),
+        (None, 0.9),
         above="fewer --ppo.epochs, a larger --ppo.minibatch_size, or fewer --workers and more --ppo.threads",
     ),
     Metric("share_learn", "", "of the trainer's time: learning"),
