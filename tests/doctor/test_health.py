@@ -30,6 +30,8 @@ HEALTHY = {
     "clip_share": 0.1,
     "effective_sample_share": 0.97,
     "explained_variance": 0.8,
+    "target_mean": 10.0,
+    "target_deviation": 3.0,
     "skipped_steps": 0,
     "skipped_updates": 0,
     "restarts": 0,
@@ -127,6 +129,7 @@ def test_what_holds_a_run_back_is_named_with_the_setting_to_change(
     [
         {"kl": lambda i: 5.0 if i % 10 == 0 else 0.01},  # single rows
         {"kl": math.nan, "explained_variance": math.nan},
+        {"explained_variance": -0.05, "target_mean": 99.0, "target_deviation": 0.1},  # mastered: all values are alike
         {"entropy": lambda i: -0.5 - 0.01 * i},  # of continuous actions
         {"entropy": 0.69, "episode_return": lambda i: 10.0 + i},  # undecided, and better all the time
         {"entropy": lambda i: 0.6 - 0.003 * i if i < 98 else 0.0},

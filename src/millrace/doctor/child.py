@@ -41,7 +41,8 @@ def load(loading: Loading, stages: Iterable[str] = tuple(STAGES)) -> Iterator[Fi
 def _stuck(name: str, error: Exception) -> Finding:
     remedy = error.remedy if isinstance(error, StuckError) else EARLIER
     if isinstance(error, MillraceError):
-        return Finding("error", name, str(error), remedy, exit_code=error.exit_code)
+        said = str(error).removesuffix(f"; {remedy}")  # which belongs in a place of its own here
+        return Finding("error", name, said, remedy, exit_code=error.exit_code)
     # A description that lacks something, or has another form.
     what = f"{type(error).__name__}: {error}"
     return Finding("error", name, what, remedy, exit_code=CheckpointError.exit_code)

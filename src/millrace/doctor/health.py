@@ -27,6 +27,7 @@ BEGINNING = 0.1  # part of training in which a value or a policy may know nothin
 FEWEST_UPDATES = 100
 EARLY = 0.5
 LEARNED_VALUE = 0.3
+VARIED_TARGETS = 0.05  # of their mean: in a game that is mastered all are alike, and there is nothing to explain
 SAME_ENTROPY = 0.01
 IMPROVED_RETURN = 0.1
 LOOP_RESTARTS = 3
@@ -218,7 +219,8 @@ def _value(run: RunFigures) -> Iterator[Finding]:
         return
     name, value = "explained_variance", run.now("explained_variance")
     side = CATALOGUE[name].side(value)
-    if not side:
+    spread = run.now("target_deviation") / max(abs(run.now("target_mean")), 1e-9)
+    if not side or spread < VARIED_TARGETS:
         return
     best = max((smoothed for _, smoothed in run.smoothed(name)), default=math.nan)
     story = f"{name} fell from {best:.2g} to {value:.2g}" if best >= LEARNED_VALUE else f"{name} = {value:.2g}"
