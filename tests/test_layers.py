@@ -57,6 +57,8 @@ OPTIONAL = {
     "PIL": {"deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
     "pygame": set(),
     "ale_py": {"envs/atari.py"},
+    "onnxruntime": {"deploy/onnx_policy.py"},
+    "onnx_ir": {"deploy/onnx_export.py"},
     "ray": set(),
     "wandb": set(),
     "zmq": set(),

@@ -16,6 +16,7 @@ COMMANDS = {
     "sweep": "train under different settings side by side, and sort them by what came of it",
     "eval": "play episodes with a trained policy and print a table",
     "play": "record one episode as GIF or MP4",
+    "export": "write a policy into one file, for Millrace or as ONNX",
     "envs": "list environments and recipes",
     "check-env": "look at an environment before training on it",
     "config": "print the effective settings as TOML",
