@@ -15,6 +15,7 @@ import toys
 from helpers import QUICK, quick_train
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.config import CheckpointConfig
+from millrace.deploy.archive import write_archive
 from millrace.doctor.child import load
 from millrace.doctor.findings import Finding
 from millrace.doctor.loading import STAGES, Loading
@@ -74,9 +75,9 @@ def test_a_truncated_file_is_found_by_its_digest(newest: Path, name: str) -> Non
     content = (newest / name).read_bytes()
     (newest / name).write_bytes(content[:-7])
     findings = found(newest)
-    assert list(findings) == ["files", "manifest"]
-    assert f"{name} is damaged" in findings["manifest"].what
-    assert findings["manifest"].remedy == "use an earlier checkpoint"
+    assert list(findings) == ["files", "manifest", "digests"]
+    assert f"{name} is damaged (its digest differs)" in findings["digests"].what
+    assert findings["digests"].remedy == "use an earlier checkpoint"
 
 
 def test_a_truncated_manifest_is_an_error(newest: Path) -> None:
@@ -98,7 +99,7 @@ def test_without_a_manifest_a_truncated_file_still_shows(newest: Path, name: str
     (newest / name).write_bytes((newest / name).read_bytes()[:-7])
     findings = found(newest)
     assert list(findings) == ["files", "manifest"]
-    assert f"{name} cannot be read" in findings["manifest"].what
+    assert "the policy's files cannot be read" in findings["manifest"].what
 
 
 def test_missing_files_of_the_trainer_cost_the_resume_alone(newest: Path) -> None:
@@ -112,9 +113,9 @@ def test_missing_files_of_the_trainer_cost_the_resume_alone(newest: Path) -> Non
 def test_damaged_files_of_the_trainer_cost_the_resume_alone(newest: Path) -> None:
     (newest / "trainer.safetensors").write_bytes(b"rubbish")
     findings = found(newest)
-    assert findings["manifest"].level == "warning"
-    assert "trainer.safetensors is damaged" in findings["manifest"].what
-    assert "can act and not resume" in findings["manifest"].what
+    assert findings["digests"].level == "warning"
+    assert "trainer.safetensors is damaged" in findings["digests"].what
+    assert "can act and not resume" in findings["digests"].what
     assert findings["inference"].level == "ok"
 
 
@@ -122,16 +123,25 @@ def test_a_newer_format_names_the_version_to_install(newest: Path) -> None:
     manifest = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99, "millrace_version": "7.1"}))
     findings = found(newest)
-    assert list(findings) == ["files", "manifest", "format"]
-    assert "format 99" in findings["format"].what
-    assert "install millrace 7.1" in findings["format"].remedy
+    assert list(findings) == ["files", "manifest"]
+    assert "format 99" in findings["manifest"].what
+    assert "written by millrace 7.1; install that or a later one" in findings["manifest"].what
+
+
+def test_a_policy_of_an_earlier_format_acts_and_cannot_be_resumed(newest: Path) -> None:
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    findings = found(newest)
+    assert findings["manifest"].level == "warning"
+    assert "can act and not resume" in findings["manifest"].what
+    assert findings["inference"].level == "ok"
 
 
 def test_spaces_that_are_not_those_of_the_arrays_are_a_contradiction(newest: Path) -> None:
     path = rewritten(newest, lambda record, arrays: record["action_space"].update(n=3))
     findings = found(path)
     assert list(findings)[-1] == "spaces"
-    assert "contradicts itself" in findings["spaces"].what
+    assert "not what its spaces say" in findings["spaces"].what
 
 
 def test_a_description_that_lacks_a_part_is_named_and_not_a_crash(newest: Path) -> None:
@@ -142,22 +152,11 @@ def test_a_description_that_lacks_a_part_is_named_and_not_a_crash(newest: Path) 
     assert finding.exit_code == 4
 
 
-def test_a_network_of_other_shapes_than_the_spaces_is_named(newest: Path) -> None:
-    def narrower(record: dict[str, Any], arrays: dict[str, Any]) -> None:
-        shapes = dict(record["weights_index"])
-        shapes["network.policy_head.weight"], shapes[BIAS] = [1, 16], [1]
-        record["weights_index"] = list(map(list, shapes.items()))
-
-    finding = found(rewritten(newest, narrower))["network"]
-    assert finding.level == "error"
-    assert "gives 1 parameters, the actions want 2" in finding.what
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda arrays: arrays.update({BIAS: np.zeros(3, np.float32)}), "has the shape [3], the network wants [2]"),
-        (lambda arrays: arrays.pop(BIAS), f"lacks {BIAS}"),
+        (lambda arrays: arrays.pop(BIAS), f"lacks the weights {BIAS}"),
         (lambda arrays: arrays.update({BIAS: np.array([1, np.nan], np.float32)}), f"1 of 2 numbers of {BIAS}"),
     ],
 )
@@ -167,6 +166,11 @@ def test_weights_of_the_wrong_shape_missing_or_not_finite_are_named(
     findings = found(rewritten(newest, lambda record, arrays: change(arrays)))
     assert list(findings)[-1] == "weights"
     assert said in findings["weights"].what
+
+
+def test_weights_of_another_network_than_the_one_described_are_named(newest: Path) -> None:
+    finding = found(rewritten(newest, lambda record, arrays: record["net"].update(hidden=[8])))["weights"]
+    assert "has the shape [16, 4], the network wants [8, 4]" in finding.what
 
 
 def test_figures_that_are_not_finite_are_found_by_the_inference_test(newest: Path) -> None:
@@ -226,7 +230,41 @@ def test_an_environment_that_cannot_be_made_leaves_a_policy_that_acts(
     assert findings["inference"].level == "ok"
 
 
-def test_arrays_are_read_as_they_lie_and_never_by_unpickling(newest: Path) -> None:
+def test_a_pickle_in_the_place_of_weights_is_refused(newest: Path) -> None:
     (newest / "manifest.json").unlink()
     (newest / "policy.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
     assert "cannot be read" in found(newest)["manifest"].what
+
+
+# Exported policies ----------------------------------------------------------------------------------------------
+
+
+def exported(newest: Path, **env: Any) -> Path:
+    record, arrays = Checkpoint(newest).read_policy()
+    record["env"] |= env
+    return write_archive(newest.parent / "agent.millrace", record, arrays, 7, "0.1").path
+
+
+def test_an_exported_policy_passes_every_stage(newest: Path) -> None:
+    findings = found(exported(newest))
+    assert list(findings) == list(STAGES)
+    assert all(finding.level == "ok" for finding in findings.values()), findings
+
+
+@pytest.mark.parametrize("env", [{"id": "broken_games:raises"}, {"wrappers": ["broken_games:raises"]}])
+def test_code_is_not_run_because_an_exported_policy_names_it(newest: Path, env: dict[str, Any]) -> None:
+    path = exported(newest, **env)
+    finding = found(path)["environment"]
+    assert (finding.level, finding.remedy) == ("note", "if you trust it: --env ENV")
+    assert "not run because a file names it" in finding.what
+    assert found(path, "CartPole-v1")["environment"].level == "ok"
+    assert found(path, "broken_games:raises")["environment"].level == "error"
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, -20])
+def test_a_truncated_exported_policy_is_to_be_copied_again(newest: Path, num_bytes: int) -> None:
+    path = exported(newest)
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    last = list(found(path).values())[-1]
+    assert (last.level, last.exit_code) == ("error", 4)
+    assert last.remedy == "copy or export it again"

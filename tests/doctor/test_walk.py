@@ -38,7 +38,7 @@ def damage(checkpoint: Path) -> None:
         ("hangs", "did not finish within 10 s, in hangs (broken_games.py, line "),
         ("is_killed", "was killed by SIGKILL"),
         ("segfaults", "was killed by SIGSEGV, in string_at"),
-        ("exits", "ended with exit code 7"),
+        ("exits", "ended with exit code 7; it said last: the licence has expired"),
     ],
 )
 def test_an_environment_that_hangs_or_kills_is_named_and_the_rest_still_looked_at(
@@ -65,7 +65,7 @@ def test_a_damaged_newest_checkpoint_is_gone_around_to_the_one_before(run: Path)
     damage(newest)
     findings = list(examine(run, "", DEADLINE_S))
     assert exit_code(findings) == 4
-    assert [finding.what for finding in findings if finding.subject == "checkpoint"] == [
+    assert [finding.what for finding in findings if finding.subject == "policy"] == [
         str(newest),
         f"falling back on {before}",
     ]
@@ -73,6 +73,13 @@ def test_a_damaged_newest_checkpoint_is_gone_around_to_the_one_before(run: Path)
     assert verdict.level == "ok"
     assert f"{before.name} loads, acts and can be resumed" in verdict.what
     assert verdict.remedy == f"millrace resume {before}"
+
+
+def test_a_policy_without_its_environment_acts_and_needs_one_to_be_resumed(run: Path) -> None:
+    findings = list(examine(run, "broken_games:raises", DEADLINE_S))
+    verdict = by_subject(findings)["verdict"]
+    assert (verdict.level, exit_code(findings)) == ("warning", 3)
+    assert "loads and acts; to play, and to be resumed, it needs an environment" in verdict.what
 
 
 def test_a_run_of_which_nothing_loads_says_so(run: Path) -> None:
@@ -131,7 +138,7 @@ def test_the_command_prints_each_finding_and_leaves_with_the_code_of_the_first_e
     damage(checkpoints(run)[0])
     assert main(["doctor", str(run), "--json"]) == 4
     findings = json.loads(capfd.readouterr().out)["findings"]
-    assert {"level": "error", "subject": "manifest"}.items() <= findings[2].items()
-    assert findings[2]["remedy"] == "use an earlier checkpoint"
+    assert {"level": "error", "subject": "digests"}.items() <= findings[3].items()
+    assert findings[3]["remedy"] == "use an earlier checkpoint"
     assert main(["doctor", str(run), "--deadline-s", "0"]) == 2
     assert main(["doctor", str(run / "nowhere")]) == 4

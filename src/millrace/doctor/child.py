@@ -12,8 +12,7 @@ from pathlib import Path
 
 from millrace import system
 from millrace.doctor.findings import Finding
-from millrace.doctor.loading import EARLIER, STAGES, Loading, StuckError
-from millrace.errors import CheckpointError, MillraceError
+from millrace.doctor.loading import STAGES, Loading, stuck
 
 
 def main(path: str, env: str, stages: list[str]) -> None:
@@ -32,20 +31,10 @@ def load(loading: Loading, stages: Iterable[str] = tuple(STAGES)) -> Iterator[Fi
         try:
             finding = STAGES[name](loading)
         except Exception as error:
-            finding, is_stuck = _stuck(name, error), True
+            finding, is_stuck = stuck(name, error, loading.elsewhere), True
         yield dataclasses.replace(finding, took_s=time.perf_counter() - begin_s)
         if is_stuck:
             return
-
-
-def _stuck(name: str, error: Exception) -> Finding:
-    remedy = error.remedy if isinstance(error, StuckError) else EARLIER
-    if isinstance(error, MillraceError):
-        said = str(error).removesuffix(f"; {remedy}")  # which belongs in a place of its own here
-        return Finding("error", name, said, remedy, exit_code=error.exit_code)
-    # A description that lacks something, or has another form.
-    what = f"{type(error).__name__}: {error}"
-    return Finding("error", name, what, remedy, exit_code=CheckpointError.exit_code)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ COMPLAINTS = {
     "kl": "large steps",
     "clip_share": "large steps",
 }
+SPIKY = ("kl", "clip_share")  # steps that are too large now and then undo what the others learned
 COUNTERS = {
     "skipped_steps": "not finite",
     "skipped_updates": "skipped updates",
@@ -179,10 +180,13 @@ def _state(run: RunFigures) -> Iterator[Finding]:
 def _ranges(run: RunFigures) -> Iterator[Finding]:
     """Figures whose healthy range holds at any time."""
     for name, subject in COMPLAINTS.items():
-        value = run.now(name)
+        value = upper_quartile(run.tail, name) if name in SPIKY else run.now(name)
         side = CATALOGUE[name].side(value)
         if side and not _is_serial_wait(run, name):
-            yield complaint(run, name, subject, f"{name} = {value:.3g}", side)
+            what = (
+                f"{name} is {value:.3g} or more in a quarter of the rows" if name in SPIKY else f"{name} = {value:.3g}"
+            )
+            yield complaint(run, name, subject, what, side)
 
 
 def _is_serial_wait(run: RunFigures, name: str) -> bool:
@@ -326,6 +330,12 @@ def median(rows: list[Row], name: str) -> float:
     """Of a figure over rows, what is not finite left out; nan where nothing is left."""
     values = [row[name] for row in rows if is_number(row.get(name))]
     return float(statistics.median(values)) if values else math.nan
+
+
+def upper_quartile(rows: list[Row], name: str) -> float:
+    """What a quarter of the rows reaches, what is not finite left out; nan where nothing is left."""
+    values = sorted(row[name] for row in rows if is_number(row.get(name)))
+    return float(values[-1 - len(values) // 4]) if values else math.nan
 
 
 def is_number(value: Any) -> bool:

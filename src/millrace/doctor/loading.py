@@ -9,29 +9,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from millrace.checkpoints.store import FORMAT_VERSION, MANIFEST, Checkpoint
+from millrace.checkpoints.sealed import FORMAT_VERSION, MANIFEST
 from millrace.collect.collector import EnvRows
-from millrace.config import Config, EnvConfig, NetConfig
+from millrace.config import EnvConfig
 from millrace.deploy.evaluate import random_choice
+from millrace.deploy.onnx_policy import OnnxPolicy
+from millrace.deploy.policy import find_policy, make_actor
+from millrace.deploy.record import PolicyRecord
 from millrace.doctor.findings import Finding
 from millrace.envs.make import EnvMaker
-from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, slot_spec, space_from_json, with_stack
+from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves
 from millrace.errors import CheckpointError, EnvError, MillraceError
-from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
+from millrace.nets.actor import Actor, ActorMaker
+from millrace.nets.inputs import WeightsIndex
 from millrace.nets.memory import Memory
 from millrace.ops.sampling import best_actions, sample_actions
 from millrace.types import Array, RolloutLayout, SlotSpec
 
 POLICY_FILES = ("policy.json", "policy.safetensors")
 TRAINER_FILES = ("trainer.json", "trainer.safetensors")
-SAMPLES = 32
+MAX_SAMPLES = 32
+MAX_SAMPLED_NUMBERS = 4_000_000
 ENV_STEPS = 16
 EARLIER = "use an earlier checkpoint"
+ANOTHER_COPY = "copy or export it again"
 ACTS_ONLY = "it can act and not resume: optimiser, counters and episodes in progress are lost"
 OWN_NETWORK = "pass it: millrace.load_policy(PATH, network=...); files never name code"
 
@@ -39,182 +44,164 @@ OWN_NETWORK = "pass it: millrace.load_policy(PATH, network=...); files never nam
 class StuckError(CheckpointError):
     """A stage found something that leaves nothing for the next ones to look at."""
 
-    def __init__(self, what: str, remedy: str = EARLIER) -> None:
-        super().__init__(what)
-        self.remedy = remedy
-
 
 class Loading:
     """Each stage looks at one thing and says what it found; what it read is there for the stages after it.
 
     Args:
-        path: a checkpoint's directory.
+        path: a checkpoint's directory, or an exported policy.
         env: to make instead of the one that the policy was trained on; empty = that one.
     """
 
     def __init__(self, path: Path, env: str = "") -> None:
         self.path = path
-        self.checkpoint = Checkpoint(path)
+        self.is_checkpoint = path.is_dir()
         self._env = env
+
+    @property
+    def elsewhere(self) -> str:
+        """What to do where this one is damaged."""
+        return EARLIER if self.is_checkpoint else ANOTHER_COPY
 
     # What stages share, read when the first of them asks ------------------------------------------------------
 
     @functools.cached_property
-    def manifest(self) -> dict[str, Any]:
-        """Empty where there is none."""
-        try:
-            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            return manifest
-        except FileNotFoundError:
-            return {}
+    def file(self) -> Any:
+        return find_policy(self.path)
 
     @functools.cached_property
-    def record(self) -> dict[str, Any]:
-        """The policy's description. It is read without the manifest, which has had a stage of its own."""
-        try:
-            record: dict[str, Any] = json.loads((self.path / "policy.json").read_text(encoding="utf-8"))
-            return record
-        except (OSError, ValueError) as error:
-            raise StuckError(f"{self.path / 'policy.json'} cannot be read: {error}") from None
+    def has_manifest(self) -> bool:
+        return not self.is_checkpoint or (self.path / MANIFEST).exists()
 
     @functools.cached_property
-    def arrays(self) -> dict[str, Array]:
-        path = self.path / "policy.safetensors"
+    def parts(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The policy's description and its arrays, by the manifest where there is one."""
+        return self.file.read_policy() if self.has_manifest else self._bare_parts()
+
+    def _bare_parts(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        text, arrays = (self.path / name for name in POLICY_FILES)
         try:
-            arrays: dict[str, Array] = safetensors.numpy.load_file(path)
-            return arrays
+            return json.loads(text.read_text(encoding="utf-8")), safetensors.numpy.load_file(arrays)
         except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise StuckError(f"{path} cannot be read: {error}") from None
+            raise StuckError(f"{MANIFEST} is missing, and the policy's files cannot be read: {error}") from None
 
     @functools.cached_property
-    def spec(self) -> SlotSpec:
-        return SlotSpec.from_json(self.record["spec"])
-
-    @functools.cached_property
-    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return space_from_json(self.record["observation_space"]), space_from_json(self.record["action_space"])
+    def record(self) -> PolicyRecord:
+        return PolicyRecord.from_json(self.parts[0], str(self.path))
 
     @functools.cached_property
     def index(self) -> WeightsIndex:
-        return [(name, tuple(shape)) for name, shape in self.record["weights_index"]]
-
-    @functools.cached_property
-    def net(self) -> NetConfig:
-        return Config().replace({"net": self.record["net"]}, where=str(self.path)).net
-
-    @functools.cached_property
-    def actor(self) -> Actor:
-        """With the weights in it."""
-        actor = self._actor_maker().make()
-        actor.load(np.concatenate([self.arrays[name].reshape(-1).astype(np.float32) for name, _ in self.index]))
-        return actor
+        """What the weights of the network that is described consist of; nothing where a graph holds them."""
+        record = self.record
+        return () if self._is_onnx else ActorMaker(record.spec, record.net, record.normalize_observation).make().index
 
     @functools.cached_property
     def is_builtin(self) -> bool:
         """Whether the weights have the names of a network of ours."""
-        maker = self._actor_maker()
-        if maker.needs_torch:
-            from millrace.nets.policy import Policy
+        ours = {name for name, _ in self.index}
+        return self._is_onnx or all(name in ours for name in self.parts[1] if name.startswith("network."))
 
-            policy = Policy(self.spec, self.net, self.record["normalize_observation"])
-            return {name for name, _ in policy.weights_index()} == {name for name, _ in self.index}
-        try:
-            _forward_zeros(maker)
-        except KeyError:
-            return False
-        except ValueError:
-            return True  # names that fit, and shapes that do not
-        return True
+    @functools.cached_property
+    def actor(self) -> Actor:
+        """With the weights in it."""
+        if isinstance(self.file, OnnxPolicy):
+            return self.file.make_actor(self.record.spec)
+        return make_actor(self.record, self.parts[1], None, str(self.path))
 
-    def _actor_maker(self) -> ActorMaker:
-        return ActorMaker(self.spec, self.net, self.index, self.record["normalize_observation"])
+    @property
+    def _is_onnx(self) -> bool:
+        return isinstance(self.file, OnnxPolicy)
 
     # The stages -----------------------------------------------------------------------------------------------
 
     def files(self) -> Finding:
         """Is everything there that belongs to it?"""
-        sizes = {path.name: path.stat().st_size for path in self.path.iterdir() if path.is_file()}
-        lacking = [name for name in POLICY_FILES if not sizes.get(name)]
+        places = [path for path in self.path.iterdir() if path.is_file()] if self.is_checkpoint else [self.path]
+        sizes = {path.name: path.stat().st_size for path in places}
+        lacking = [name for name in POLICY_FILES if self.is_checkpoint and not sizes.get(name)]
         if lacking:
             raise StuckError(f"{self.path} lacks {' and '.join(lacking)}, or they are empty")
         if self._lacks_trainer():
-            return Finding("warning", "files", f"the trainer's are missing: {ACTS_ONLY}", self._begin_anew())
+            return Finding("warning", "files", f"the trainer's are missing: {ACTS_ONLY}", self._act_only())
         return Finding("ok", "files", f"{len(sizes)}, {sum(sizes.values()) / 2**20:.1f} MB")
 
     def _lacks_trainer(self) -> bool:
-        return not all((self.path / name).is_file() for name in TRAINER_FILES)
+        return self.is_checkpoint and not all((self.path / name).is_file() for name in TRAINER_FILES)
 
-    def _begin_anew(self) -> str:
+    def _act_only(self) -> str:
         return f"resume an earlier checkpoint; `millrace eval {self.path}` plays this one"
 
-    def verify_manifest(self) -> Finding:
-        """Are the files those that were written?"""
-        if not (self.path / MANIFEST).exists():
-            _ = self.record, self.arrays
+    def manifest(self) -> Finding:
+        """Is there one, of a format that this version reads?"""
+        if not self.has_manifest:
+            _ = self.parts
             what = "manifest.json is missing; the policy's files are whole as far as they themselves tell"
             return Finding("error", "manifest", what, f"copy it back, or {EARLIER}: nothing loads without", exit_code=4)
-        self.checkpoint.verify("policy")
-        if self._lacks_trainer():
-            return Finding("ok", "manifest", "the digests of what is there are right")
-        try:
-            self.checkpoint.verify("trainer")
-        except CheckpointError as error:
-            return Finding("warning", "manifest", f"{error}: {ACTS_ONLY}", self._begin_anew())
-        return Finding("ok", "manifest", "every digest is right")
-
-    def format(self) -> Finding:
-        """Is it of a format that this version reads?"""
-        if not self.manifest:
-            return Finding("note", "format", "not known without a manifest")
-        version, writer = self.manifest["format_version"], self.manifest["millrace_version"]
-        if version > FORMAT_VERSION:
-            raise StuckError(
-                f"{self.path} has format {version}, this Millrace reads up to {FORMAT_VERSION}",
-                f"install millrace {writer}, which wrote it, or a later one",
+        manifest = self.file.verify(MANIFEST) if self.is_checkpoint else self.file.verify()  # no part has that name
+        version, writer = manifest["format_version"], manifest["millrace_version"]
+        what = f"format {version}, written by millrace {writer}"
+        if self.is_checkpoint and version != FORMAT_VERSION:
+            return Finding(
+                "warning", "manifest", f"{what}, an earlier one: {ACTS_ONLY}", f"`millrace eval {self.path}` plays it"
             )
-        return Finding("ok", "format", f"{version}, written by millrace {writer}")
+        return Finding("ok", "manifest", what)
 
-    def check_spaces(self) -> Finding:
-        """Do the spaces and what was made of them belong together?"""
-        described = slot_spec(*self.spaces, self.spec.has_action_mask)
-        stack = max(array.stack for array in self.spec.observation.values())
-        if (with_stack(described, stack) if stack > 1 else described) != self.spec:
-            raise StuckError(f"{self.path / 'policy.json'} contradicts itself: its spaces are not those of its arrays")
-        return Finding("ok", "spaces", f"{_inputs(self.spec)} to {_outputs(self.spec)}")
+    def digests(self) -> Finding:
+        """Are the files those that were written?"""
+        if not self.has_manifest:
+            return Finding("note", "digests", "not known without a manifest")
+        if not self.is_checkpoint or self._lacks_trainer():
+            _ = self.parts
+            return Finding("ok", "digests", "right")
+        self.file.verify("policy")
+        try:
+            self.file.verify("trainer")
+        except CheckpointError as error:
+            return Finding("warning", "digests", f"{_without(error, EARLIER)}: {ACTS_ONLY}", self._act_only())
+        return Finding("ok", "digests", "right")
+
+    def spaces(self) -> Finding:
+        """Is the policy described, and does what it sees and does belong to its spaces?"""
+        spec = self.record.spec
+        return Finding("ok", "spaces", f"{_inputs(spec)} to {_outputs(spec)}")
 
     def network(self) -> Finding:
-        """Can the network be made, and does it fit the spaces?"""
-        numbers = sum(math.prod(shape) for _, shape in self.index)
+        """Can the network be made?"""
+        if self._is_onnx:
+            return Finding("ok", "network", "a graph, inference in ONNX Runtime")
         if not self.is_builtin:
-            what = f"the weights are of a network of the user's own ({numbers:,} numbers), which no file can bring"
+            what = "the weights are of a network of the user's own, which no file can bring"
             return Finding("warning", "network", what, OWN_NETWORK)
-        maker = self._actor_maker()
-        try:
-            _forward_zeros(maker)
-        except (ValueError, RuntimeError) as error:
-            raise StuckError(f"the network that {self.path} describes does not fit its spaces: {error}") from None
+        record = self.record
+        maker = ActorMaker(record.spec, record.net, record.normalize_observation)
+        numbers = sum(math.prod(shape) for _, shape in self.index)
         place = "torch" if maker.needs_torch else "NumPy"
         return Finding("ok", "network", f"built in, {numbers:,} numbers, inference in {place}")
 
     def weights(self) -> Finding:
         """Are the arrays those that the network wants, and are they numbers?"""
-        for name, shape in self.index:
-            if name not in self.arrays:
-                raise StuckError(f"{self.path / 'policy.safetensors'} lacks {name}")
-            found = self.arrays[name]
-            if found.shape != shape:
-                raise StuckError(f"{name} has the shape {list(found.shape)}, the network wants {list(shape)}")
-            broken = found.size - int(np.isfinite(found).sum())
+        arrays = self.parts[1]
+        if self._is_onnx:
+            return Finding("ok", "weights", "inside the graph")
+        for name, shape in self.index if self.is_builtin else ():
+            if name not in arrays:
+                raise StuckError(f"{self.path} lacks the weights {name}")
+            if arrays[name].shape != tuple(shape):
+                found, wanted = list(arrays[name].shape), list(shape)
+                raise StuckError(f"{name} has the shape {found}, the network wants {wanted}")
+        for name, array in arrays.items():
+            broken = array.size - int(np.isfinite(array).sum())
             if broken:
-                raise StuckError(
-                    f"{broken:,} of {found.size:,} numbers of {name} are not finite",
-                    f"{EARLIER}; `skipped_steps` and `bad_values` in metrics.jsonl tell when it began",
-                )
-        return Finding("ok", "weights", f"{len(self.index)} arrays of the right shapes, all finite")
+                began = "`skipped_steps` and `bad_values` in metrics.jsonl tell when it began"
+                raise StuckError(f"{broken:,} of {array.size:,} numbers of {name} are not finite; {began}")
+        return Finding("ok", "weights", f"{len(arrays)} arrays, all finite")
 
     def environment(self) -> Finding:
         """Can the environment be made, has it the policy's spaces, and does it step?"""
-        config = EnvConfig(self._env) if self._env else Config().replace({"env": self.record["env"]}).env
+        config = EnvConfig(self._env, frame_stack=self.record.env.frame_stack) if self._env else self.record.env
+        if not self._env and not self.is_checkpoint and (":" in config.id or config.wrappers):
+            what = f"left out: {config.id} or its wrappers are code, which is not run because a file names it"
+            return Finding("note", "environment", what, "if you trust it: --env ENV")
         try:
             what = self._play(EnvMaker(config))
         except MillraceError as error:
@@ -229,7 +216,8 @@ class Loading:
     def _play(self, maker: EnvMaker) -> str:
         env = maker.make(1, seed=0)
         try:
-            if (env.spec.observation, env.spec.action) != (self.spec.observation, self.spec.action):
+            spec = self.record.spec
+            if (env.spec.observation, env.spec.action) != (spec.observation, spec.action):
                 observation, action = env.spaces
                 raise EnvError(f"{maker.name} has other spaces than the policy: {observation} to {action}")
             choose = random_choice(env.spec, seed=0)
@@ -248,53 +236,45 @@ class Loading:
         """Does it act on observations drawn from its space: finite figures, legal actions?"""
         if not self.is_builtin:
             return Finding("note", "inference", "left out: the network is the user's own", OWN_NETWORK)
-        observation, mask = self._samples()
-        memory = Memory(self.spec, self.actor.state_size, SAMPLES)
+        observation = self._samples()
+        count = len(next(iter(observation.values())))
+        mask = _some_masks(self.record.spec, count) if self.record.spec.has_action_mask else None
+        memory = Memory(self.record.spec, self.actor.state_size, count)
         params, value = self.actor.forward(memory.see(observation), memory.state)
         if not (np.isfinite(params).all() and np.isfinite(value).all()):
             raise StuckError("the policy gives figures that are not finite for observations of its space")
         self._check_actions(params, mask)
-        return Finding("ok", "inference", f"{SAMPLES} sampled observations: finite figures, legal actions")
+        return Finding("ok", "inference", f"{count} sampled observations: finite figures, legal actions")
 
-    def _samples(self) -> tuple[dict[str, Array], Array | None]:
-        space, _ = self.spaces
+    def _samples(self) -> dict[str, Array]:
+        """[N, ...] observations, 32 where they are small."""
+        space, spec = self.record.observation_space, self.record.spec
+        numbers = sum(math.prod(array.seen_shape) for array in spec.observation.values())
         space.seed(0)
-        samples = [space.sample() for _ in range(SAMPLES)]
-        arrays = {
-            name: np.stack([leaf_value(sample, path, leaf) for sample in samples])
+        samples = [space.sample() for _ in range(max(1, min(MAX_SAMPLES, MAX_SAMPLED_NUMBERS // max(numbers, 1))))]
+        return {
+            name: np.stack([leaf_value(sample, path, leaf) for sample in samples]).astype(spec.observation[name].dtype)
             for name, path, leaf in leaves(space)
             if name != MASK_KEY
         }
-        arrays = {name: array.astype(self.spec.observation[name].dtype) for name, array in arrays.items()}
-        return arrays, self._masks() if self.spec.has_action_mask else None
-
-    def _masks(self) -> Array:
-        """[N, M] some actions forbidden, of each kind at least one allowed."""
-        rng = np.random.default_rng(0)
-        mask = rng.random((SAMPLES, self.spec.num_mask_bits)) < 0.5
-        first = 0
-        for num_actions in self.spec.action.nvec:
-            mask[np.arange(SAMPLES), first + rng.integers(num_actions, size=SAMPLES)] = True
-            first += num_actions
-        return mask
 
     def _check_actions(self, params: Array, mask: Array | None) -> None:
-        spec, (_, action_space) = self.spec.action, self.spaces
-        drawn = np.empty((SAMPLES, spec.num_columns), spec.dtype)
-        sample_actions(spec, params, mask, np.random.default_rng(0), drawn, np.empty(SAMPLES, np.float32))
-        convert = action_converter(action_space)
+        spec, space = self.record.spec.action, self.record.action_space
+        drawn = np.empty((len(params), spec.num_columns), spec.dtype)
+        sample_actions(spec, params, mask, np.random.default_rng(0), drawn, np.empty(len(params), np.float32))
+        convert = action_converter(space)
         for columns in (*best_actions(spec, params, mask), *drawn):
-            if not action_space.contains(convert(columns)):
-                raise StuckError(f"the policy chose {convert(columns)!r}, which is not in {action_space}")
+            if not space.contains(convert(columns)):
+                raise StuckError(f"the policy chose {convert(columns)!r}, which is not in {space}")
         if mask is not None and not all(_allowed(spec.nvec, row, bits) for row, bits in zip(drawn, mask, strict=True)):
             raise StuckError("the policy chose an action that its mask forbids")
 
 
 STAGES: dict[str, Callable[[Loading], Finding]] = {
     "files": Loading.files,
-    "manifest": Loading.verify_manifest,
-    "format": Loading.format,
-    "spaces": Loading.check_spaces,
+    "manifest": Loading.manifest,
+    "digests": Loading.digests,
+    "spaces": Loading.spaces,
     "network": Loading.network,
     "weights": Loading.weights,
     "environment": Loading.environment,
@@ -307,6 +287,19 @@ def without_env(path: Path) -> str:
     return f"the policy needs it only to play: `millrace eval {path} --env ENV`; `millrace check-env ENV` looks closer"
 
 
+def stuck(stage: str, error: Exception, elsewhere: str) -> Finding:
+    """What ended a stage, as a finding."""
+    if isinstance(error, MillraceError):
+        return Finding("error", stage, _without(error, elsewhere), elsewhere, exit_code=error.exit_code)
+    what = f"{type(error).__name__}: {error}"
+    return Finding("error", stage, what, elsewhere, exit_code=CheckpointError.exit_code)
+
+
+def _without(error: Exception, remedy: str) -> str:
+    """The text of an error without what it says is to be done, which has a place of its own here."""
+    return str(error).removesuffix(f"; {EARLIER}").removesuffix(f"; {remedy}")
+
+
 def _inputs(spec: SlotSpec) -> str:
     return ", ".join(f"{name}: {array.dtype}{list(array.seen_shape)}" for name, array in spec.observation.items())
 
@@ -317,19 +310,15 @@ def _outputs(spec: SlotSpec) -> str:
     return " and ".join(choices + numbers) + (", masked" if spec.has_action_mask else "")
 
 
-def _forward_zeros(maker: ActorMaker) -> None:
-    """One step with weights of 0.
-
-    Raises:
-        KeyError, ValueError, RuntimeError: the weights are not such a network's.
-    """
-    actor = maker.make()
-    actor.load(np.zeros(sum(math.prod(shape) for _, shape in maker.index), np.float32))
-    memory = Memory(maker.spec, actor.state_size, 1)
-    nothing = {key: np.zeros((1, *array.shape), array.dtype) for key, array in maker.spec.observation.items()}
-    params, value = actor.forward(memory.see(nothing), memory.state)
-    if params.shape != (1, maker.spec.action.num_params) or value.shape != (1,):
-        raise ValueError(f"it gives {params.shape[1]} parameters, the actions want {maker.spec.action.num_params}")
+def _some_masks(spec: SlotSpec, count: int) -> Array:
+    """[N, M] some actions forbidden, of each kind at least one allowed."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((count, spec.num_mask_bits)) < 0.5
+    first = 0
+    for num_actions in spec.action.nvec:
+        mask[np.arange(count), first + rng.integers(num_actions, size=count)] = True
+        first += num_actions
+    return mask
 
 
 def _allowed(nvec: tuple[int, ...], columns: Array, mask: Array) -> bool:

@@ -13,10 +13,12 @@ from millrace.doctor.walk import walk
 from millrace.errors import CheckpointError
 from millrace.system import FileLock
 
+TRAINER_STAGES = ("files", "manifest", "digests")
+
 
 @dataclass
 class Walked:
-    """One checkpoint after the walk."""
+    """One checkpoint, or exported policy, after the walk."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
@@ -29,18 +31,18 @@ class Walked:
 
     @property
     def resumes(self) -> bool:
-        return self.acts and not any(f.level == "warning" for f in self.findings if f.subject in ("files", "manifest"))
+        return self.acts and not any(f.level == "warning" for f in self.findings if f.subject in TRAINER_STAGES)
 
 
 def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
-    """Load a run's newest checkpoint, or the one that is named, and fall back until one acts; then the run's health.
+    """Load an exported policy, a checkpoint, or a run's newest one and those before until one acts; then its health.
 
     Raises:
         CheckpointError: there is nothing of that name, or it is neither of them.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is neither a run nor a checkpoint" + _why(path))
-    if path.name.startswith(PREFIX):
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or an exported policy")
+    if path.is_file() or path.name.startswith(PREFIX):
         yield from _examine_checkpoints([path], env, deadline_s)
         return
     if not (path / "config.toml").exists() and not (path / "checkpoints").is_dir():
@@ -55,10 +57,6 @@ def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
     yield from examine_run(path)
 
 
-def _why(path: Path) -> str:
-    return "" if path.exists() else ": it does not exist"
-
-
 def _no_checkpoint(path: Path) -> Finding:
     if FileLock(path / "lock").is_held():
         return Finding("note", "checkpoint", "none yet, and it is at work", "--checkpoint.every_s says how often")
@@ -71,7 +69,7 @@ def _examine_checkpoints(newest_first: list[Path], env: str, deadline_s: float) 
     for path in newest_first:
         last = Walked(path)
         walked.append(last)
-        yield Finding("note", "checkpoint", f"{'falling back on ' if len(walked) > 1 else ''}{path}")
+        yield Finding("note", "policy", f"{'falling back on ' if len(walked) > 1 else ''}{path}")
         for finding in walk(path, env, deadline_s):
             last.findings.append(finding)
             yield finding
@@ -85,6 +83,11 @@ def _verdict(walked: list[Walked]) -> Finding:
     if not last.acts:
         what = f"none of the {len(walked)} checkpoints loads" if len(walked) > 1 else "it does not load"
         return Finding("error", "verdict", what, "", exit_code=CheckpointError.exit_code)
+    if any(finding.subject == "environment" and finding.level == "error" for finding in last.findings):
+        what = f"{last.path.name} loads and acts; to play, and to be resumed, it needs an environment"
+        return Finding("warning", "verdict", what, "from Python: millrace.resume(RUN, env=...), millrace.evaluate(...)")
+    if last.path.is_file():
+        return Finding("ok", "verdict", "it loads and acts")
     if any(finding.subject == "network" and finding.level == "warning" for finding in last.findings):
         return Finding("note", "verdict", f"the files of {last.path.name} are sound; it acts with the network it had")
     if last.resumes:

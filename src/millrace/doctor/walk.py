@@ -17,7 +17,7 @@ from pathlib import Path
 
 from millrace import system
 from millrace.doctor.findings import Finding
-from millrace.doctor.loading import EARLIER, STAGES, without_env
+from millrace.doctor.loading import STAGES, without_env
 
 POLL_S = 0.1
 LAST_WORDS_S = 2.0
@@ -47,7 +47,7 @@ def walk(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
 def _lost(stage: str, ended: str, path: Path) -> Finding:
     if stage == "environment":
         return Finding("error", stage, f"its process {ended}", without_env(path), exit_code=3)
-    return Finding("error", stage, f"its process {ended}", EARLIER, exit_code=4)
+    return Finding("error", stage, f"its process {ended}", "--deadline-s gives more time, if that is all", exit_code=4)
 
 
 class Child:
@@ -75,6 +75,8 @@ class Child:
         until_s = time.monotonic() + deadline_s
         while time.monotonic() < until_s:
             has_ended = self._process.poll() is not None
+            if has_ended:
+                self._reader.join(LAST_WORDS_S)
             with contextlib.suppress(queue.Empty):
                 return Finding(**json.loads(self._lines.get(timeout=POLL_S)))
             if has_ended:
@@ -113,7 +115,10 @@ def _signal_name(number: int) -> str:
 
 
 def _place(errors: str) -> str:
-    """Where the main thread was, from the stack that Python prints on its way out."""
+    """Where the main thread was, from the stack that Python prints on its way out; else its last line."""
     _, _, stack = errors.rpartition("Current thread")
     frame = STACK_FRAME.search(stack)
-    return f", in {frame[3]} ({Path(frame[1]).name}, line {frame[2]})" if frame else ""
+    if frame:
+        return f", in {frame[3]} ({Path(frame[1]).name}, line {frame[2]})"
+    lines = errors.strip().splitlines()
+    return f"; it said last: {lines[-1]}" if lines else ""

@@ -18,6 +18,7 @@ EXAMPLES = """\
   millrace doctor                                   is this machine fit to train on?
   millrace doctor runs/mine                         does it load, and what holds its training back?
   millrace doctor runs/mine/checkpoints/step_000000500000 --deadline-s 600
+  millrace doctor agent.millrace --env my_game:make_env
 
 The exit code is 0 where nothing is an error, else that of the first error."""
 
@@ -29,7 +30,10 @@ def parser() -> Parser:
     """The options of `doctor`."""
     options = Parser("doctor", f"{COMMANDS['doctor'].capitalize()}.", EXAMPLES)
     options.add_argument(
-        "target", metavar="RUN", nargs="?", help="a run, live or finished, or a checkpoint; the machine if left out"
+        "target",
+        metavar="RUN",
+        nargs="?",
+        help="a run, live or finished, a checkpoint, an exported policy; the machine if left out",
     )
     options.add_argument("--env", default="", metavar="ENV", help="another environment than the policy's")
     options.add_argument(
@@ -71,12 +75,6 @@ def described(finding: Finding) -> str:
     """A finding in columns, and what to do about it on lines of its own."""
     head = COLUMNS.format(finding.level, finding.subject)
     took = "" if finding.took_s is None else f" ({finding.took_s:.2f} s)"
-    lines = _wrapped(finding.what + took, head, " " * len(head))
-    return "\n".join([*lines, *_wrapped(finding.remedy, " " * len(head) + "-> ", " " * (len(head) + 3))])
-
-
-def _wrapped(text: str, first: str, others: str) -> list[str]:
-    # Commands and paths stay whole, so that they can be copied.
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
-    )
+    # Only what is read is wrapped: what is to be done may have to be copied.
+    lines = textwrap.wrap(finding.what + took, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return "\n".join([*lines, *([" " * len(head) + f"-> {finding.remedy}"] if finding.remedy else [])])
