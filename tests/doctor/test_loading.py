@@ -16,6 +16,7 @@ from helpers import QUICK, quick_train
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.config import CheckpointConfig
 from millrace.deploy.archive import write_archive
+from millrace.deploy.export import export_policy
 from millrace.doctor.child import load
 from millrace.doctor.findings import Finding
 from millrace.doctor.loading import STAGES, Loading
@@ -249,6 +250,13 @@ def test_an_exported_policy_passes_every_stage(newest: Path) -> None:
     findings = found(exported(newest))
     assert list(findings) == list(STAGES)
     assert all(finding.level == "ok" for finding in findings.values()), findings
+
+
+def test_a_policy_exported_as_a_graph_passes_every_stage(newest: Path, tmp_path: Path) -> None:
+    findings = found(export_policy(newest, tmp_path / "agent.onnx").path)
+    assert list(findings) == list(STAGES)
+    assert all(finding.level == "ok" for finding in findings.values()), findings
+    assert "ONNX Runtime" in findings["network"].what
 
 
 @pytest.mark.parametrize("env", [{"id": "broken_games:raises"}, {"wrappers": ["broken_games:raises"]}])

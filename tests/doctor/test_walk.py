@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from millrace.checkpoints.store import Checkpoint
 from millrace.cli.main import main
+from millrace.deploy.archive import write_archive
 from millrace.doctor.findings import Finding, exit_code
 from millrace.doctor.loading import STAGES
 from millrace.doctor.policies import examine
@@ -82,6 +84,16 @@ def test_a_policy_without_its_environment_acts_and_needs_one_to_be_resumed(run: 
     assert "loads and acts; to play, and to be resumed, it needs an environment" in verdict.what
 
 
+def test_an_exported_policy_loads_and_acts_by_itself(newest: Path, tmp_path: Path) -> None:
+    record, arrays = Checkpoint(newest).read_policy()
+    path = write_archive(tmp_path / "agent.millrace", record, arrays, 7, "0.1").path
+    findings = list(examine(path, "", DEADLINE_S))
+    assert exit_code(findings) == 0
+    assert by_subject(findings)["verdict"].what == "it loads and acts"
+    path.write_bytes(path.read_bytes()[:-500])
+    assert exit_code(list(examine(path, "", DEADLINE_S))) == 4
+
+
 def test_a_run_of_which_nothing_loads_says_so(run: Path) -> None:
     for checkpoint in checkpoints(run):
         damage(checkpoint)
@@ -125,6 +137,8 @@ def test_a_run_without_checkpoints_says_how_to_go_on(run: Path) -> None:
 def test_what_is_no_run_is_refused_and_the_runs_in_it_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         next(examine(tmp_path / "nowhere", "", DEADLINE_S))
+    with pytest.raises(CheckpointError, match=r"config.toml is no policy"):
+        next(examine(run / "config.toml", "", DEADLINE_S))
     with pytest.raises(CheckpointError, match=f"it holds runs, name one of them: {run}"):
         next(examine(tmp_path, "", DEADLINE_S))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace.checkpoints.store import PREFIX
+from millrace.deploy.policy import find_policy
 from millrace.doctor.findings import Finding
 from millrace.doctor.health import examine_run
 from millrace.doctor.walk import walk
@@ -42,6 +43,8 @@ def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or an exported policy")
+    if path.is_file():
+        find_policy(path)  # which says so where it is nothing of the kind
     if path.is_file() or path.name.startswith(PREFIX):
         yield from _examine_checkpoints([path], env, deadline_s)
         return
