@@ -21,6 +21,7 @@ COMMANDS = {
     "check-env": "look at an environment before training on it",
     "config": "print the effective settings as TOML",
     "bench": "measure how speed grows with workers, or that a run repeats",
+    "doctor": "examine this machine, a policy as it is loaded, or the health of a run",
     "replay": "reproduce a worker's crash from its file",
     "demo": "train RealmMini for three minutes and compare with the yardsticks",
 }
