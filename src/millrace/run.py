@@ -186,8 +186,7 @@ class Run:
         """Weights to begin with besides random ones; the reward statistics that their values are in units of."""
         if self._init_from is not None:
             load_into(policy, self._init_from)
-            statistics: dict[str, Any] = self._init_from.read_trainer()["learner"]
-            return statistics
+            return self._statistics_of(self._init_from)
         if not self.config.imitate.player or self._resume_from is not None:
             return None
         from millrace.imitation import imitate
@@ -200,6 +199,15 @@ class Run:
             f"{done.wall_s:.1f} s: {done.describe()}"
         )
         return {"reward_scaler": done.reward_statistics}
+
+    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Of rewards, by the learner that wrote the checkpoint; None where only its policy is whole."""
+        try:
+            statistics: dict[str, Any] = checkpoint.read_trainer()["learner"]
+            return statistics
+        except CheckpointError as error:
+            self.sinks.note(f"reward statistics begin anew: {error}")
+            return None
 
     def _actor_maker(self) -> ActorMaker:
         config = self.config

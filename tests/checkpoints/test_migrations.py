@@ -11,8 +11,11 @@ import pytest
 import safetensors.numpy
 
 import millrace
+from helpers import quick_train
 from millrace.checkpoints.sealed import FORMAT_VERSION
+from millrace.checkpoints.store import Checkpoint
 from millrace.errors import CheckpointError
+from millrace.rundir import find_checkpoint
 
 FORMAT_1 = json.loads((Path(__file__).parent / "format_1.json").read_text())
 
@@ -64,3 +67,29 @@ def test_a_newer_format_says_who_reads_it(tmp_path):
     path = write_checkpoint(tmp_path, FORMAT_VERSION + 1, record, drawn_weights(record))
     with pytest.raises(CheckpointError, match=r"written by millrace 9\.9; install that or a later one"):
         millrace.load_policy(path)
+
+
+def test_a_new_run_begins_with_the_weights_of_format_1(tmp_path):
+    record = FORMAT_1["cartpole"]["policy"]
+    path = write_checkpoint(tmp_path, 1, record, drawn_weights(record) | learner_only(record))
+    settings = {"net.hidden": [16, 16], "ppo.normalize_observation": True, "ppo.learning_rate": 1e-12}
+    run_dir = tmp_path / "run"
+    quick_train("CartPole-v1", run_dir, {"stop.updates": 1, **settings}, backend="serial", init_from=path)
+    assert "reward statistics begin anew" in (run_dir / "log.txt").read_text()
+    _, arrays = find_checkpoint(run_dir).read_policy()
+    for name, weights in drawn_weights(record).items():
+        if name.startswith("network."):
+            np.testing.assert_allclose(arrays[name], weights, atol=1e-9)
+
+
+def learner_only(record):
+    """What the normaliser of format 1 kept besides, of a single row."""
+    zeros = {name: np.zeros(4) for name in ("mean", "sum_of_squares")}
+    return {f"normalizer.[obs].{name}": x for name, x in zeros.items()} | {"normalizer.[obs].row_count": np.array(1.0)}
+
+
+def test_the_training_state_of_format_1_is_not_resumed(tmp_path):
+    record = FORMAT_1["cartpole"]["policy"]
+    path = write_checkpoint(tmp_path, 1, record, drawn_weights(record))
+    with pytest.raises(CheckpointError, match="--init-from"):
+        Checkpoint(path).read_trainer()

@@ -23,11 +23,14 @@ class SealedFiles:
     Args:
         where: what to call them in messages.
         read: the bytes of a file by its name.
+        remedy: what to do where a file is damaged.
         problems: what `read` raises for a file that is missing or no file of its kind.
     """
 
-    def __init__(self, where: str, read: Callable[[str], bytes], problems: tuple[type[Exception], ...] = ()) -> None:
-        self._where, self._read = where, read
+    def __init__(
+        self, where: str, read: Callable[[str], bytes], remedy: str, problems: tuple[type[Exception], ...] = ()
+    ) -> None:
+        self._where, self._read, self._remedy = where, read, remedy
         usual = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
         self._problems: tuple[type[Exception], ...] = (*usual, *problems)
         self._unreadable: tuple[type[Exception], ...] = (*self._problems, safetensors.SafetensorError, MemoryError)
@@ -87,7 +90,7 @@ class SealedFiles:
         except self._problems as error:
             raise self._broken(error) from None
         if not is_as_written:
-            raise CheckpointError(f"{self._where}: {name} is damaged (its digest differs); use an earlier checkpoint")
+            raise CheckpointError(f"{self._where}: {name} is damaged (its digest differs); {self._remedy}")
         return content
 
     def _broken(self, error: Exception) -> CheckpointError:

@@ -72,7 +72,9 @@ class Checkpoint:
 
     @property
     def _files(self) -> SealedFiles:
-        return SealedFiles(str(self.path), lambda name: (self.path / Path(name).name).read_bytes())
+        return SealedFiles(
+            str(self.path), lambda name: (self.path / Path(name).name).read_bytes(), "use an earlier checkpoint"
+        )
 
 
 class CheckpointStore:

@@ -48,7 +48,7 @@ class PolicyArchive:
 
     @cached_property
     def _files(self) -> SealedFiles:
-        return SealedFiles(str(self.path), self._member, PROBLEMS)
+        return SealedFiles(str(self.path), self._member, "copy or export it again", PROBLEMS)
 
     @cached_property
     def _content(self) -> bytes:

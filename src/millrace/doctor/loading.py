@@ -129,7 +129,10 @@ class Loading:
         return self.is_checkpoint and not all((self.path / name).is_file() for name in TRAINER_FILES)
 
     def _act_only(self) -> str:
-        return f"resume an earlier checkpoint; `millrace eval {self.path}` plays this one"
+        return (
+            f"resume an earlier checkpoint; `millrace eval {self.path}` plays this one, and `millrace train ENV "
+            f"--init-from {self.path}` goes on from its weights"
+        )
 
     def manifest(self) -> Finding:
         """Is there one, of a format that this version reads?"""
@@ -141,9 +144,7 @@ class Loading:
         version, writer = manifest["format_version"], manifest["millrace_version"]
         what = f"format {version}, written by millrace {writer}"
         if self.is_checkpoint and version != FORMAT_VERSION:
-            return Finding(
-                "warning", "manifest", f"{what}, an earlier one: {ACTS_ONLY}", f"`millrace eval {self.path}` plays it"
-            )
+            return Finding("warning", "manifest", f"{what}, an earlier one: {ACTS_ONLY}", self._act_only())
         return Finding("ok", "manifest", what)
 
     def digests(self) -> Finding:
