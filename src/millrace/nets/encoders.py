@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from millrace.errors import ConfigError
-from millrace.nets.inputs import is_channels_last
+from millrace.nets.inputs import frame_size, is_channels_last
 from millrace.nets.layers import orthogonal
 
 NUM_BLOCKS = 6  # of the residual network
@@ -22,9 +22,10 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, kind: str, shape: tuple[int, ...], num_features: int) -> None:
         super().__init__()
-        images = channels_first(torch.zeros(1, *shape))
-        self.convolutions = CONVOLUTIONS[kind].make(images.shape[1])
-        self.dense = _dense(_output_shape(self.convolutions, images, kind), num_features)
+        height, width = frame_size(shape)
+        channels = math.prod(shape) // (height * width)
+        self.convolutions = CONVOLUTIONS[kind].make(channels)
+        self.dense = _dense(_output_shape(self.convolutions, height, width, kind), num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.dense(self.convolutions(channels_first(x)))
@@ -47,15 +48,23 @@ def channels_last_in_memory(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if is_moved else x
 
 
-@torch.no_grad()
-def _output_shape(convolutions: nn.Module, images: Tensor, kind: str) -> tuple[int, int, int]:
-    try:
-        _, channels, height, width = convolutions(images).shape
-        return channels, height, width
-    except RuntimeError:
-        raise ConfigError(
-            f"an image of {images.shape[-2]} x {images.shape[-1]} is too small for net.image={kind}; use flat"
-        ) from None
+def _output_shape(convolutions: nn.Module, height: int, width: int, kind: str) -> tuple[int, int, int]:
+    """Channels, height and width behind the convolutions."""
+    channels, sides = 0, [height, width]
+    for layer in convolutions.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, padding = (_side(x) for x in (layer.kernel_size, layer.stride, layer.padding))
+            sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels
+    if min(sides) < 1:
+        raise ConfigError(f"an image of {height} x {width} is too small for net.image={kind}; use flat")
+    return channels, sides[0], sides[1]
+
+
+def _side(size: Any) -> int:
+    """Of a square."""
+    return int(size[0]) if isinstance(size, tuple) else int(size)
 
 
 def _dense(shape: tuple[int, int, int], num_features: int) -> nn.Module:

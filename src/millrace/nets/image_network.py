@@ -59,5 +59,4 @@ class ImageBody(nn.Module):
 
 def _beside(num_inputs: int, num_features: int) -> nn.Module:
     first, last = nn.Linear(num_inputs, 64), nn.Linear(64, num_features, bias=False)
-    nn.init.orthogonal_(last.weight, math.sqrt(2))
-    return nn.Sequential(orthogonal(first, math.sqrt(2)), nn.ReLU(), last)
+    return nn.Sequential(orthogonal(first, math.sqrt(2)), nn.ReLU(), orthogonal(last, math.sqrt(2)))

@@ -15,10 +15,16 @@ from millrace.types import ActionSpec
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
     """Orthogonal weights, zero biases (Huang 2022, detail 2)."""
     if isinstance(layer, nn.Linear | nn.Conv2d):
-        nn.init.orthogonal_(layer.weight, gain)
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
+        orthogonal_matrix(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return layer
+
+
+def orthogonal_matrix(weight: Tensor, gain: float) -> None:
+    """In place; nothing on the device `meta`, for which torch would load half a second of libraries."""
+    if not weight.is_meta:
+        nn.init.orthogonal_(weight, gain)
 
 
 def num_outputs(action: ActionSpec) -> int:

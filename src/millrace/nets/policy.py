@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable
 from typing import Protocol
@@ -140,11 +141,25 @@ class Policy(nn.Module):
     @torch.no_grad()
     def load_flat_weights(self, weights: Array) -> None:
         """The inverse of `flat_weights`."""
+        parts = self._parts(weights)
+        for name, tensor in self.travelling():
+            tensor.copy_(parts[name])
+
+    @torch.no_grad()
+    def adopt_flat_weights(self, weights: Array) -> None:
+        """The same for a policy that was made on the device `meta`, which has no numbers yet: it gets copies."""
+        parts = {name: part.clone() for name, part in self._parts(weights).items()}
+        for name, part in parts.items():
+            if part.dim() == 4:
+                parts[name] = part.contiguous(memory_format=torch.channels_last)
+        self.load_state_dict(parts, strict=False, assign=True)
+
+    def _parts(self, weights: Array) -> dict[str, Tensor]:
+        """Views of flat weights by name."""
         source = torch.from_numpy(np.ascontiguousarray(weights))
-        first = 0
-        for _, tensor in self.travelling():
-            tensor.copy_(source[first : first + tensor.numel()].view_as(tensor))
-            first += tensor.numel()
+        index = self.weights_index()
+        parts = torch.split(source, [math.prod(shape) for _, shape in index])
+        return {name: part.view(shape) for (name, shape), part in zip(index, parts, strict=True)}
 
 
 class Normalizer(nn.Module):

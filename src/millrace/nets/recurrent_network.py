@@ -9,7 +9,7 @@ from millrace.config import NetConfig
 from millrace.nets.dense_network import DenseBody
 from millrace.nets.image_network import ImageBody
 from millrace.nets.inputs import image_keys, state_size
-from millrace.nets.layers import Head, num_outputs
+from millrace.nets.layers import Head, num_outputs, orthogonal_matrix
 from millrace.types import SlotSpec
 
 
@@ -26,7 +26,7 @@ class RecurrentNetwork(nn.Module):
         layer = nn.LSTM if net.memory == "lstm" else nn.GRU
         self.memory = layer(self.body.num_features, net.memory_size)
         for name, parameter in self.memory.named_parameters():
-            nn.init.zeros_(parameter) if name.startswith("bias") else nn.init.orthogonal_(parameter, 1.0)
+            nn.init.zeros_(parameter) if name.startswith("bias") else orthogonal_matrix(parameter, 1.0)
         self.policy_head = Head(net.memory_size, num_outputs(spec.action), 0.01)
         self.value_head = Head(net.memory_size, 1, 1.0)
 
