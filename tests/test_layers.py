@@ -57,6 +57,7 @@ OPTIONAL = {
     "PIL": {"deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
     "pygame": set(),
     "ale_py": {"envs/atari.py"},
+    "envpool": {"envs/envpool.py"},
     "onnxruntime": {"deploy/onnx_policy.py"},
     "onnx_ir": {"deploy/onnx_export.py"},
     "ray": set(),

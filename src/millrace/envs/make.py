@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import gymnasium as gym
 
 from millrace.config import EnvConfig
 from millrace.envs.atari import AtariOptions, AtariSlots, is_atari, make_atari
+from millrace.envs.envpool import is_envpool, make_envpool
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.gym_slots import GymSlots
 from millrace.envs.protocol import SeedOf, SlotEnv, episode_seed
@@ -52,7 +53,7 @@ class EnvMaker:
         Raises:
             ConfigError: no such environment. EnvError: it cannot be made or has unsupported spaces.
         """
-        if self._native() and self.config.id not in GAME_SIZES and not self._is_atari:
+        if self._native() and self.config.id not in GAME_SIZES and not (self._is_atari or self._is_envpool):
             vector_env = self._make_native_vector(num_slots)
             if vector_env is not None:
                 return self._stacked(VectorSlots(vector_env, seed, self.config.on_bad_value))
@@ -76,6 +77,9 @@ class EnvMaker:
     def _make_seeded(self, num_slots: int, seed_of: SeedOf) -> SlotEnv:
         if self._native() and self.config.id in GAME_SIZES:
             return self._make_game(num_slots, seed_of)
+        if self._is_envpool:
+            made = self._make_envpool(self.config.kwargs, num_slots, seed_of(0, 0))
+            return VectorSlots(made, None, self.config.on_bad_value)
         if self._native() and self._is_atari:
             spec = find_spec(self.config.id)
             return AtariSlots(spec, self._atari_options(self.config.kwargs), num_slots, seed_of)
@@ -85,9 +89,9 @@ class EnvMaker:
                 first.close()
                 first = self._construct(self.config.kwargs | {"num_envs": num_slots})
             return VectorSlots(first, seed_of(0, 0), self.config.on_bad_value)
-        made = [first]  # the first one served to look at; do not make it twice
+        spare = [first]  # the first one served to look at; do not make it twice
         return GymSlots(
-            lambda: made.pop() if made else self.make_single(), num_slots, seed_of, self.config.on_bad_value
+            lambda: spare.pop() if spare else self.make_single(), num_slots, seed_of, self.config.on_bad_value
         )
 
     def with_kwargs(self, **kwargs: Any) -> EnvMaker:
@@ -137,6 +141,15 @@ class EnvMaker:
     def _is_atari(self) -> bool:
         return self._is_registered and is_atari(self.config.id)
 
+    @property
+    def _is_envpool(self) -> bool:
+        return self._is_registered and is_envpool(self.config.id)
+
+    def _make_envpool(self, kwargs: Mapping[str, Any], num_slots: int, seed: int) -> Any:
+        if self.config.wrappers:
+            raise ConfigError(f"env.wrappers wrap single environments, and {self.config.id} steps a batch of them")
+        return make_envpool(self.config.id, kwargs, num_slots, seed, self.config.max_episode_steps)
+
     def _atari_options(self, kwargs: dict[str, Any]) -> AtariOptions:
         return AtariOptions.of(kwargs, self.config.max_episode_steps)
 
@@ -151,6 +164,8 @@ class EnvMaker:
             return self.factory(**kwargs)
         if ":" in self.config.id:
             return load_object(self.config.id, "env.id")(**kwargs)
+        if self._is_envpool:
+            return self._make_envpool(kwargs, 1, 0)
         find_spec(self.config.id)
         if self._is_atari:
             render_mode = kwargs.pop("render_mode", None)

@@ -21,9 +21,12 @@ class VectorSlots:
 
     Next-step environments fit as they are. Same-step ones, and those that leave resetting to the caller (which
     is then done at once, since the other slots cannot wait), hand out the final observation in `final`.
+
+    Args:
+        seed: None where the environment has got it when it was made.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], seed: int, on_bad_value: str = "count") -> None:
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], seed: int | None, on_bad_value: str = "count") -> None:
         self.env = env
         self.num_slots = env.num_envs
         self.bad_values = 0
