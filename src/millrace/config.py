@@ -116,7 +116,7 @@ class NetConfig:
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the dense layers."""
     shared: bool = False
-    """One trunk for actor and critic; images always share their encoder."""
+    """One trunk and memory for actor and critic; images always share theirs."""
     image: Literal["auto", "small", "nature", "impala", "flat"] = "auto"
     """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0

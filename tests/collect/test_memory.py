@@ -31,6 +31,7 @@ ENVS = {"next step": Clock, "same step": in_step("SAME_STEP"), "vector, next ste
 POLICIES = {
     "gru": {"net.memory": "gru", "net.memory_size": 6},
     "lstm": {"net.memory": "lstm", "net.memory_size": 6},
+    "shared lstm": {"net.memory": "lstm", "net.memory_size": 6, "net.shared": True},
     "stack": {"env.frame_stack": 3},
     "stack and gru": {"env.frame_stack": 3, "net.memory": "gru", "net.memory_size": 6},
 }

@@ -46,6 +46,7 @@ KINDS = {
     "maps and masks": (NESTED, spaces.MultiDiscrete([3, 4]), NetConfig(), 1),
     "gru": (VECTOR, BOTH, NetConfig(hidden=(8,), memory="gru", memory_size=12), 1),
     "lstm": (VECTOR, BOTH, NetConfig(hidden=(), memory="lstm", memory_size=12), 1),
+    "shared lstm": (VECTOR, BOTH, NetConfig(shared=True, memory="lstm", memory_size=12), 1),
     "screen": (spaces.Box(0, 255, (64, 64), np.uint8), spaces.Discrete(6), NetConfig(image="nature"), 4),
     "residual": (spaces.Box(0, 255, (24, 24, 3), np.uint8), spaces.Discrete(6), NetConfig(image="impala"), 1),
     "remembered maps": (NESTED, spaces.MultiDiscrete([3, 4]), NetConfig(memory="lstm", memory_size=8), 1),

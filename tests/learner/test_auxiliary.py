@@ -77,7 +77,7 @@ def test_with_recurrence_it_is_given_whole_sequences():
     assert isinstance(learner._gradients, SequenceGradients)
     batch = make_batch()
     batch.rollout.age = torch.zeros(STEPS + 1, SLOTS, dtype=torch.uint8).numpy()
-    batch.rollout.state = torch.zeros(1, SLOTS, 4).numpy()
+    batch.rollout.state = torch.zeros(1, SLOTS, 8).numpy()
     learner.update(batch, 0)
     assert shapes == [((2 * STEPS,), (2 * STEPS,))] * 2
 

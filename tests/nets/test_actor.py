@@ -126,12 +126,14 @@ def test_outliers_are_clipped():
     assert normalizer(torch.tensor([1e9, -1e9])).tolist() == [10.0, -10.0]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("memory", ["gru", "lstm"])
 @pytest.mark.parametrize("hidden", [(), (16, 8)])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_recurrent_actor_and_its_policy_agree_step_by_step(action, hidden, memory):
+def test_a_recurrent_actor_and_its_policy_agree_step_by_step(action, hidden, memory, shared):
     torch.manual_seed(0)
-    spec, net = SlotSpec(VECTOR, ACTIONS[action]), NetConfig(hidden=hidden, memory=memory, memory_size=6)
+    net = NetConfig(hidden=hidden, memory=memory, memory_size=6, shared=shared)
+    spec = SlotSpec(VECTOR, ACTIONS[action])
     policy = Policy(spec, net)
     maker = ActorMaker(spec, net)
     assert not maker.needs_torch

@@ -107,15 +107,7 @@ def _step(policy: Policy, observation: dict[str, Tensor], state: Tensor) -> tupl
     if not isinstance(network, RecurrentNetwork):
         begins = torch.zeros(1, state.shape[0], dtype=torch.bool)  # len would fix the number of rows
         return policy.unroll(observation, state, begins)
-    features, layer = policy.features(observation), network.memory
-    weights: Any = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0]
-    if isinstance(layer, nn.GRU):
-        output = following = torch.gru_cell(features, state, *weights)
-    else:
-        hidden, cell = state.chunk(2, dim=-1)
-        output, cell = torch.lstm_cell(features, (hidden, cell), *weights)
-        following = torch.cat([output, cell], dim=-1)
-    params, value = network.policy_head(output), network.value_head(output).squeeze(-1)
+    params, value, following = network.step(policy.all_prepared(observation), state)
     return policy.with_deviations(params), value, following
 
 

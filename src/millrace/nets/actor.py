@@ -16,6 +16,7 @@ from millrace.nets.inputs import (
     image_keys,
     module_name,
     normalized_keys,
+    recurrent_layer,
     state_size,
 )
 from millrace.ops.recurrence import gru_step, lstm_step
@@ -67,7 +68,7 @@ class ActorMaker:
     @property
     def state_size(self) -> int:
         """S, the numbers of recurrent state that one slot needs."""
-        return state_size(self.net) if self.network is None else int(getattr(self.network, "state_size", 0))
+        return state_size(self.spec, self.net) if self.network is None else int(getattr(self.network, "state_size", 0))
 
     def make(self) -> Actor:
         if not self.needs_torch:
@@ -85,11 +86,11 @@ class NumpyActor:
         self._keys = dense_keys(spec, net)
         self._normalized = set(normalized_keys(spec, normalize_observation))
         self._activation = np.tanh if net.activation == "tanh" else _relu
-        self.state_size = state_size(net)
+        self.state_size = state_size(spec, net)
         self._recurrence = {"none": None, "gru": gru_step, "lstm": lstm_step}[net.memory]
-        self._memory: dict[str, Array] = {}  # the parts of the recurrent layer
+        self._memories: list[dict[str, Array]] = []  # the parts of each recurrent layer
         self._output_size = net.memory_size
-        self._trunks = dense_trunks(net)
+        self._trunks = dense_trunks(spec, net)
         self._depth = len(net.hidden)
         self.index = dense_index(spec, net, normalize_observation)
         self._parts: dict[str, Array] = {}
@@ -102,8 +103,7 @@ class NumpyActor:
             # Transposed once here instead of at every step.
             self._parts[name] = np.array(part.T if "weight" in name.rpartition(".")[2] else part, order="C")
             first += size
-        prefix = "network.memory."
-        self._memory = {name[len(prefix) :]: part for name, part in self._parts.items() if name.startswith(prefix)}
+        self._memories = [self._parts_under(f"network.{recurrent_layer(trunk)}.") for trunk in self._trunks]
         self._log_std = self._parts.get("log_std")
 
     def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
@@ -111,8 +111,10 @@ class NumpyActor:
         hidden = [self._dense(trunk, x) for trunk in self._trunks]
         if self._recurrence is not None:
             assert state is not None
-            state[...] = self._recurrence(self._memory, hidden[0], state)
-            hidden = [state[:, : self._output_size]]
+            streams = np.split(state, len(hidden), axis=1)
+            for i, (memory, stream) in enumerate(zip(self._memories, streams, strict=True)):
+                stream[...] = self._recurrence(memory, hidden[i], stream)
+                hidden[i] = stream[:, : self._output_size]
         parts = self._parts
         params = hidden[0] @ parts["network.policy_head.weight"]
         params += parts["network.policy_head.bias"]
@@ -121,6 +123,9 @@ class NumpyActor:
         if self._log_std is not None:
             params = np.concatenate([params, np.broadcast_to(self._log_std, (len(params), self._log_std.size))], 1)
         return params, value[:, 0]
+
+    def _parts_under(self, prefix: str) -> dict[str, Array]:
+        return {name[len(prefix) :]: part for name, part in self._parts.items() if name.startswith(prefix)}
 
     def _dense(self, trunk: str, x: Array) -> Array:
         for layer in range(self._depth):

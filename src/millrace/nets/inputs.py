@@ -58,9 +58,14 @@ def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
     return [key for key, array in spec.observation.items() if enabled and array.dtype.startswith("float")]
 
 
-def state_size(net: NetConfig) -> int:
+def state_size(spec: SlotSpec, net: NetConfig) -> int:
     """S, the numbers of recurrent state that a slot needs: an LSTM carries its cell besides its output."""
-    return {"none": 0, "gru": net.memory_size, "lstm": 2 * net.memory_size}[net.memory]
+    return num_streams(spec, net) * {"none": 0, "gru": net.memory_size, "lstm": 2 * net.memory_size}[net.memory]
+
+
+def num_streams(spec: SlotSpec, net: NetConfig) -> int:
+    """Recurrent layers: actor and critic have one each, unless they share it, as they do behind images."""
+    return 1 if net.shared or image_keys(spec, net) else 2
 
 
 def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> WeightsIndex:
@@ -73,16 +78,16 @@ def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> 
     if spec.action.num_box:
         index.append(("log_std", (spec.action.num_box,)))
     widths = (sum(spec.observation[key].num_inputs for key in dense_keys(spec, net)), *net.hidden)
-    for trunk in dense_trunks(net):
+    for trunk in dense_trunks(spec, net):
         for depth, pair in enumerate(itertools.pairwise(widths)):
             layer(f"{trunk}.{depth}", *pair)
-    num_features = widths[-1]
-    if net.memory != "none":
-        gates = {"gru": 3, "lstm": 4}[net.memory] * net.memory_size
-        index += [("network.memory.weight_ih_l0", (gates, num_features))]
-        index += [("network.memory.weight_hh_l0", (gates, net.memory_size))]
-        index += [(f"network.memory.bias_{of}_l0", (gates,)) for of in ("ih", "hh")]
-        num_features = net.memory_size
+        if net.memory != "none":
+            gates = {"gru": 3, "lstm": 4}[net.memory] * net.memory_size
+            memory = f"network.{recurrent_layer(trunk)}"
+            index += [(f"{memory}.weight_ih_l0", (gates, widths[-1]))]
+            index += [(f"{memory}.weight_hh_l0", (gates, net.memory_size))]
+            index += [(f"{memory}.bias_{of}_l0", (gates,)) for of in ("ih", "hh")]
+    num_features = widths[-1] if net.memory == "none" else net.memory_size
     layer("policy_head", num_features, spec.action.num_logits + spec.action.num_box)
     layer("value_head", num_features, 1)
     for key in normalized_keys(spec, normalize_observation):
@@ -92,8 +97,13 @@ def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> 
     return index
 
 
-def dense_trunks(net: NetConfig) -> tuple[str, ...]:
+def dense_trunks(spec: SlotSpec, net: NetConfig) -> tuple[str, ...]:
     """Names of the stacks of dense layers, the actor's first."""
     if net.memory != "none":
-        return ("body.layers",)
+        return tuple(f"streams.{i}.body.layers" for i in range(num_streams(spec, net)))
     return ("trunk",) if net.shared else ("actor", "critic")
+
+
+def recurrent_layer(trunk: str) -> str:
+    """Name of the recurrent layer behind a stack of dense ones."""
+    return trunk.replace("body.layers", "memory")

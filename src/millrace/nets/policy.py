@@ -63,7 +63,7 @@ class Policy(nn.Module):
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Raw observations [N, ...] to parameters [N, P] and values [N]."""
-        params, value = self.network(self._all_prepared(observation))
+        params, value = self.network(self.all_prepared(observation))
         return self.with_deviations(params), value
 
     def unroll(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +77,7 @@ class Policy(nn.Module):
         Returns:
             Parameters [T * B, P], values [T * B], and where T is 1 the state [B, S] after the step.
         """
-        params, value, state = self.network(self._all_prepared(observation), state, begins)
+        params, value, state = self.network(self.all_prepared(observation), state, begins)
         return self.with_deviations(params), value, state
 
     def features(self, observation: dict[str, Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ class Policy(nn.Module):
         A user's own network offers it as `body`, a method or module from prepared observations.
         """
         body = typing.cast(Callable[[dict[str, Tensor]], Tensor], self.network.body)
-        return body(self._all_prepared(observation))
+        return body(self.all_prepared(observation))
 
     @property
     @torch.no_grad()
@@ -97,7 +97,8 @@ class Policy(nn.Module):
         device = next(self.parameters()).device
         return self.features({key: torch.from_numpy(x).to(device) for key, x in nothing.items()}).shape[1]
 
-    def _all_prepared(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+    def all_prepared(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Raw observations as the network sees them."""
         return {key: self.prepared(key, array) for key, array in observation.items()}
 
     def with_deviations(self, params: Tensor) -> Tensor:

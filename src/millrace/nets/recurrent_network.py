@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
+import typing
+
 import torch
 from torch import Tensor, nn
 
 from millrace.config import NetConfig
 from millrace.nets.dense_network import DenseBody
 from millrace.nets.image_network import ImageBody
-from millrace.nets.inputs import image_keys, state_size
+from millrace.nets.inputs import image_keys, num_streams, state_size
 from millrace.nets.layers import Head, num_outputs, orthogonal_matrix
 from millrace.types import SlotSpec
 
 
 class RecurrentNetwork(nn.Module):
-    """Encoder, one GRU or LSTM layer, heads. Actor and critic share all but the heads.
+    """Encoder, one GRU or LSTM layer, heads: a stream of these for the actor and one for the critic, or one for both.
 
-    The state of a slot is one vector [S]: the layer's output, then an LSTM's cell.
+    The state of a slot is one vector [S], the streams' states side by side.
     """
 
     def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
         super().__init__()
-        self.state_size = state_size(net)
+        self.state_size = state_size(spec, net)
+        self.streams = nn.ModuleList(Stream(spec, net) for _ in range(num_streams(spec, net)))
+        self.policy_head = Head(net.memory_size, num_outputs(spec.action), 0.01)
+        self.value_head = Head(net.memory_size, 1, 1.0)
+
+    def body(self, observation: dict[str, Tensor]) -> Tensor:
+        """Prepared observations to the features [N, F] before the actor's recurrence."""
+        features: Tensor = typing.cast(Stream, self.streams[0]).body(observation)
+        return features
+
+    def forward(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `millrace.nets.policy.Network`."""
+        state = state * (~begins[0]).unsqueeze(-1)
+        segments = Segments(begins) if len(begins) > 1 and bool(begins[1:].any()) else None
+        pairs = zip(self.streams, state.chunk(len(self.streams), dim=-1), strict=True)
+        runs = (stream(observation, state, tuple(begins.shape), segments) for stream, state in pairs)
+        outputs, following = zip(*runs, strict=True)
+        return self.policy_head(outputs[0]), self.value_head(outputs[-1]).squeeze(-1), torch.cat(following, dim=-1)
+
+    def step(self, observation: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of N slots as `forward` makes it, written out: graphs of it are small."""
+        pairs = zip(self.streams, state.chunk(len(self.streams), dim=-1), strict=True)
+        steps = (typing.cast(Stream, stream).step(observation, state) for stream, state in pairs)
+        outputs, following = zip(*steps, strict=True)
+        return self.policy_head(outputs[0]), self.value_head(outputs[-1]).squeeze(-1), torch.cat(following, dim=-1)
+
+
+class Stream(nn.Module):
+    """An encoder and the recurrent layer behind it. Its state is the layer's output, then an LSTM's cell."""
+
+    def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
+        super().__init__()
         self.body = ImageBody(spec, net) if image_keys(spec, net) else DenseBody(spec, net)
         layer = nn.LSTM if net.memory == "lstm" else nn.GRU
         self.memory = layer(self.body.num_features, net.memory_size)
         for name, parameter in self.memory.named_parameters():
             nn.init.zeros_(parameter) if name.startswith("bias") else orthogonal_matrix(parameter, 1.0)
-        self.policy_head = Head(net.memory_size, num_outputs(spec.action), 0.01)
-        self.value_head = Head(net.memory_size, 1, 1.0)
 
-    def forward(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `millrace.nets.policy.Network`."""
-        features = self.body(observation).view(*begins.shape, -1)
-        state = state * (~begins[0]).unsqueeze(-1)
-        if len(begins) > 1 and bool(begins[1:].any()):
-            segments = Segments(begins)
-            hidden, state = self._run(segments.apart(features), segments.first_states(state))
-            hidden = segments.together(hidden)
-        else:
+    def forward(
+        self, observation: dict[str, Tensor], state: Tensor, shape: tuple[int, ...], segments: Segments | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs [T * B, H] of T x B rows, and the state after them, of use where there are no segments."""
+        features = self.body(observation).view(*shape, -1)
+        if segments is None:
             hidden, state = self._run(features, state)
-        x = hidden.flatten(0, 1)
-        return self.policy_head(x), self.value_head(x).squeeze(-1), state
+            return hidden.flatten(0, 1), state
+        hidden, _ = self._run(segments.apart(features), segments.first_states(state))
+        return segments.together(hidden).flatten(0, 1), state
 
     def _run(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [T, B, H] and the state [B, S] after them."""
@@ -51,6 +80,15 @@ class RecurrentNetwork(nn.Module):
         hidden, cell = (part.unsqueeze(0).contiguous() for part in state.chunk(2, dim=-1))
         output, (hidden, cell) = self.memory(features, (hidden, cell))
         return output, torch.cat([hidden[0], cell[0]], dim=-1)
+
+    def step(self, observation: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of N slots, written out: output [N, H] and next state [N, S]."""
+        features, layer = self.body(observation), self.memory
+        if isinstance(layer, nn.GRU):
+            output = torch.gru_cell(features, state, *layer.all_weights[0])
+            return output, output
+        hidden, cell = torch.lstm_cell(features, state.chunk(2, dim=-1), *layer.all_weights[0])
+        return hidden, torch.cat([hidden, cell], dim=-1)
 
 
 class Segments:
