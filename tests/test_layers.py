@@ -34,7 +34,7 @@ KNOWS: dict[str, set[str] | str] = {
     "metrics": {"types", "errors"},
     "players": {"types", "errors", "games", "envs", "collect", "deploy"},
     "experiments": {"types", "errors", "config", "system", "metrics", "deploy", "rundir", "stop_signal", "training"},
-    "deploy": {"types", "errors", "config", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
+    "deploy": {"types", "errors", "config", "system", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
 }
 # Optional library: the only file that may name it, and there inside functions only.
 OPTIONAL = {
