@@ -31,9 +31,10 @@ def test_train_then_resume_then_eval(cli: Cli, tmp_path: Path) -> None:
     assert "exactly where it stopped" in said.out
     said = cli("eval", "--episodes", "3")
     assert said.code == 0, said.err
-    header, row = (line.split() for line in said.out.splitlines()[2:4])
-    assert header == ["mean", "deviation", "min", "max"]
-    assert row[0] == "return"
+    lines = [line.split() for line in said.out.splitlines()]
+    assert lines[0] == ["episode", "seed", "return", "steps"]
+    assert [line[:2] for line in lines[1:4]] == [["0", "0"], ["1", "1"], ["2", "2"]]
+    (row,) = (line for line in lines if line[:1] == ["return"])
     assert all(float(figure) >= 0 for figure in row[1:])
 
 

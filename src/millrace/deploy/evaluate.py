@@ -59,17 +59,14 @@ class Evaluation:
         return statistics.mean_interval(self.returns)
 
     @property
-    def ranking(self) -> list[int]:
-        """Indices of the episodes from the best to the worst; of equals the earlier first."""
-        return [int(index) for index in np.argsort(-self.returns, kind="stable")]
+    def best(self) -> int:
+        """The index of the episode with the highest return; of equals the first."""
+        return int(self.returns.argmax())
 
     @property
-    def best(self) -> EpisodeRecord:
-        return self.episodes[self.ranking[0]]
-
-    @property
-    def worst(self) -> EpisodeRecord:
-        return self.episodes[int(self.returns.argmin())]
+    def worst(self) -> int:
+        """The index of the episode with the lowest return; of equals the first."""
+        return int(self.returns.argmin())
 
     def figure(self, name: str) -> Array:
         """[N] of one of the game's own figures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.cli.commands.eval import add_policy
+from millrace.cli.commands.eval import add_playing
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import number
 from millrace.cli.parser import Parser
@@ -15,7 +15,8 @@ EXAMPLES = """\
 def parser() -> Parser:
     """The options of `play`."""
     options = Parser("play", f"{COMMANDS['play'].capitalize()}.", EXAMPLES)
-    add_policy(options)
+    options.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint; the newest run if left out")
+    add_playing(options)
     options.add_argument("--out", metavar="FILE", help="where to: NAME.gif or NAME.mp4 [RUN/media/game.gif]")
     options.add_argument("--fps", type=int, default=20, metavar="INT", help="pictures a second [20]")
     return options
