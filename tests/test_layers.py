@@ -40,7 +40,7 @@ KNOWS: dict[str, set[str] | str] = {
 OPTIONAL = {
     "tensorboard": {"metrics/tensorboard.py"},
     "imageio": {"deploy/play.py"},
-    "PIL": {"deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
+    "PIL": {"deploy/panel.py", "deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
     "pygame": set(),
     "ale_py": {"envs/atari.py"},
     "ray": set(),

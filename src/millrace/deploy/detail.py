@@ -48,7 +48,8 @@ def steps_of(policy: LoadedPolicy, maker: EnvMaker, game: RecordedGame, first: i
     """
     env = maker.make_seeded(1, lambda slot, episode: game.seed)
     try:
-        env.set_options(game.options)
+        if game.options:
+            env.set_options(game.options)
         yield from _steps(policy, env, game, first)
     finally:
         env.close()

@@ -115,7 +115,8 @@ class Task:
         try:
             choose = self.make_choice(env.spec, lanes)
             if self.start is not None:
-                env.set_options(self.start.game.options)
+                if self.start.game.options:
+                    env.set_options(self.start.game.options)
                 choose = _led(choose, self.start, env)
             yield from _Play(env, choose, lanes, self).run()
         finally:
@@ -224,11 +225,12 @@ class _Play:
         self._recorder = Recorder() if task.keeps_games else None
 
     def run(self) -> Iterator[list[Played]]:
-        """What each step ended."""
+        """What each step ended; before the first of them nothing, which tells that it can begin."""
         env = self._env
         layout = RolloutLayout(env.spec, 1, env.num_slots)
         first, row = EnvRows(layout.allocate(), layout).rows
         env.reset(first)
+        yield []
         action = self._choose(first.observation, first.action_mask, np.ones(env.num_slots, bool))
         done, left = np.zeros(env.num_slots, bool), self._lanes.num_episodes
         while True:

@@ -9,7 +9,10 @@ from millrace.cli.parser import Parser
 
 EXAMPLES = """\
   millrace play                                     the newest run, into its media/game.gif
-  millrace play runs/mine --out game.mp4 --seed 7   MP4 needs the extra millrace[video]"""
+  millrace play runs/mine --out game.mp4 --seed 7   MP4 needs the extra millrace[video]
+  millrace play runs/mine --out strip.png --frames 6
+
+Beside the game stand its return, the value and how probable each action is to the policy; --plain leaves them out."""
 
 
 def parser() -> Parser:
@@ -17,8 +20,10 @@ def parser() -> Parser:
     options = Parser("play", f"{COMMANDS['play'].capitalize()}.", EXAMPLES)
     options.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint; the newest run if left out")
     add_playing(options)
-    options.add_argument("--out", metavar="FILE", help="where to: NAME.gif or NAME.mp4 [RUN/media/game.gif]")
+    options.add_argument("--out", metavar="FILE", help="where to: NAME.gif, .mp4 or .png [RUN/media/game.gif]")
     options.add_argument("--fps", type=int, default=20, metavar="INT", help="pictures a second [20]")
+    options.add_argument("--plain", action="store_true", help="the game alone")
+    options.add_argument("--frames", type=int, default=9, metavar="INT", help="pictures in a PNG, evenly spaced [9]")
     return options
 
 
@@ -37,6 +42,8 @@ def run(words: list[str]) -> int:
         fps=arguments.fps,
         deterministic=not arguments.stochastic,
         env_kwargs=arguments.settings.get("env.kwargs"),
+        plain=arguments.plain,
+        frames=arguments.frames,
     )
     print(f"{target}: one episode, return {number(episode_return)}")
     return 0
