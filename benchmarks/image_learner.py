@@ -141,7 +141,7 @@ def actors(work: Work) -> dict[str, Callable[[], object]]:
     """Inference of a collector for 8 and 64 slots, and as it is usually written."""
     spec, net = work
     policy, plain = Policy(spec, net), PlainNetwork(spec, net)
-    actor = ActorMaker(spec, net, policy.weights_index()).make()
+    actor = ActorMaker(spec, net).make()
     actor.load(policy.flat_weights())
     found: dict[str, Callable[[], object]] = {}
     for size in (8, 64):

@@ -6,10 +6,10 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks import harness
-from benchmarks.compare.setup import module_of, peers, python_of, set_up
+from benchmarks.compare.setup import environments, module_of, peers, python_of, set_up
 from benchmarks.compare.works import WORKS, Work, works_named
 
 LIST_TIMEOUT_S = 120.0
@@ -43,17 +43,20 @@ def _parser() -> argparse.ArgumentParser:
     names = sorted({work.name for work in WORKS} | {work.function for work in WORKS})
     for command in (run, show):
         command.add_argument("--work", default="", choices=names, help="default: all")
-    for command in (setup, run):
-        command.add_argument("--peers", type=_peer_names, default=peers(), help=f"of {','.join(peers())}")
+    for command, known in ((setup, environments()), (run, peers())):
+        command.add_argument("--peers", type=_names_of(known), default=known, help=f"of {','.join(known)}")
     return parser
 
 
-def _peer_names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    unknown = set(names) - set(peers())
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(peers())}")
-    return names
+def _names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = set(names) - set(known)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def _run_all(arguments: argparse.Namespace) -> None:

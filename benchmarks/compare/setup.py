@@ -24,6 +24,11 @@ def peers() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: name == OURS))
 
 
+def environments() -> tuple[str, ...]:
+    """Every peer, and those that other benchmarks than the comparison run."""
+    return tuple(sorted({*peers(), *(path.stem for path in REQUIREMENTS.glob("*.txt"))}, key=lambda name: name == OURS))
+
+
 def module_of(peer: str) -> str:
     """The peer's script, as `python -m` takes it."""
     return f"benchmarks.compare.peers.{peer.replace('-', '_')}"

@@ -20,6 +20,7 @@ _HOMES = {
     "Config": "millrace.config",
     "load_policy": "millrace.deploy.policy",
     "evaluate": "millrace.deploy.evaluate",
+    "export_policy": "millrace.deploy.export",
     "play": "millrace.deploy.play",
     "register_envs": "millrace.envs.registration",
     "MillraceError": "millrace.errors",
@@ -30,6 +31,7 @@ __all__ = [
     "MillraceError",
     "Result",
     "evaluate",
+    "export_policy",
     "load_policy",
     "play",
     "register_envs",
@@ -42,6 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from millrace.config import Config
     from millrace.deploy.evaluate import evaluate
+    from millrace.deploy.export import export_policy
     from millrace.deploy.play import play
     from millrace.deploy.policy import load_policy
     from millrace.envs.registration import register_envs

@@ -23,7 +23,7 @@ from millrace.collect.source import RolloutSource
 from millrace.config import Config
 from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
-from millrace.deploy.policy import describe_policy
+from millrace.deploy.record import PolicyRecord
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
 from millrace.errors import CheckpointError, ConfigError, MissingExtraError
@@ -186,14 +186,13 @@ class Run:
         """Weights to begin with besides random ones; the reward statistics that their values are in units of."""
         if self._init_from is not None:
             load_into(policy, self._init_from)
-            statistics: dict[str, Any] = self._init_from.read_trainer()["learner"]
-            return statistics
+            return self._statistics_of(self._init_from)
         if not self.config.imitate.player or self._resume_from is not None:
             return None
         from millrace.imitation import imitate
 
         options = self.curriculum.at(0)
-        done = imitate(policy, self._actor_maker(policy), self._maker, self.config, options, self.sinks.note)
+        done = imitate(policy, self._actor_maker(), self._maker, self.config, options, self.sinks.note)
         self.imitation_steps = done.env_steps
         self.sinks.note(
             f"imitated {self.config.imitate.player} for {done.env_steps:,} steps, which count apart, in "
@@ -201,10 +200,18 @@ class Run:
         )
         return {"reward_scaler": done.reward_statistics}
 
-    def _actor_maker(self, policy: Policy) -> ActorMaker:
+    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Of rewards, by the learner that wrote the checkpoint; None where only its policy is whole."""
+        try:
+            statistics: dict[str, Any] = checkpoint.read_trainer()["learner"]
+            return statistics
+        except CheckpointError as error:
+            self.sinks.note(f"reward statistics begin anew: {error}")
+            return None
+
+    def _actor_maker(self) -> ActorMaker:
         config = self.config
-        index = policy.weights_index()
-        return ActorMaker(self.probe.spec, config.net, index, config.ppo.normalize_observation, self._network)
+        return ActorMaker(self.probe.spec, config.net, config.ppo.normalize_observation, self._network)
 
     def _make_intrinsic(self) -> Intrinsic | None:
         config = self.config
@@ -228,7 +235,7 @@ class Run:
         )
         setup = PoolSetup(
             env_maker=self._maker,
-            actor_maker=self._actor_maker(policy),
+            actor_maker=self._actor_maker(),
             layout=layout,
             config=config.collect,
             seed=config.seed,
@@ -359,8 +366,10 @@ class Run:
     # What a checkpoint holds ---------------------------------------------------------------------------------
 
     def _policy_record(self) -> dict[str, Any]:
-        index = self.learner.policy.weights_index()
-        return describe_policy(self.config, self.probe.spec, self.probe.spaces, index)
+        config = self.config
+        return PolicyRecord(
+            config.env, self.probe.spec, *self.probe.spaces, config.net, config.ppo.normalize_observation
+        ).to_json()
 
     def _policy_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         return {name: tensor.cpu().numpy() for name, tensor in self.learner.policy.state_dict().items()}

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from millrace.errors import RunLockedError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+CGROUPS = Path("/sys/fs/cgroup")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -104,6 +105,17 @@ class FileLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def is_held(self) -> bool:
+        """Whether somebody holds it now."""
+        if not self._path.exists():
+            return False
+        with open(self._path, "rb") as file:
+            try:
+                _lock(file)
+            except OSError:
+                return True
+        return False
 
 
 def _lock(file: BinaryIO) -> None:
@@ -236,3 +248,82 @@ def cpu_time_s(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, AttributeError):
         return 0.0
+
+
+def core_quota(cgroups: Path = CGROUPS) -> float | None:
+    """Cores whose time a container may use, which `available_cores` does not know; None without a limit."""
+    quotas = []
+    for text in _cgroup_texts(cgroups, "cpu.max"):  # "200000 100000", or "max 100000"
+        quota, period = text.split()
+        quotas += [] if quota == "max" else [int(quota) / int(period)]
+    pairs = _cgroup_texts(cgroups, "cpu.cfs_quota_us"), _cgroup_texts(cgroups, "cpu.cfs_period_us")
+    quotas += [int(quota) / int(period) for quota, period in zip(*pairs, strict=False) if int(quota) > 0]
+    return min(quotas, default=None)
+
+
+def memory_limit_bytes(cgroups: Path = CGROUPS) -> int | None:
+    """What a container may use; None without a limit."""
+    texts = [*_cgroup_texts(cgroups, "memory.max"), *_cgroup_texts(cgroups, "memory.limit_in_bytes")]
+    limits = [int(text) for text in texts if text.strip() != "max"]
+    return min((limit for limit in limits if limit < 2**60), default=None)  # version 1 writes "none" as 2^63
+
+
+def _cgroup_texts(cgroups: Path, file: str) -> list[str]:
+    """A control file of this process's groups, and of those around them, in both versions of cgroups."""
+    places = {cgroups}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            home = cgroups / controllers
+            inner = home / group.lstrip("/")
+            places |= {home, inner, *(place for place in inner.parents if place.is_relative_to(home))}
+    texts = []
+    for place in sorted(places):
+        with contextlib.suppress(OSError):
+            texts.append((place / file).read_text())
+    return texts
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Memory of this machine, and how much of it is left; 0 where unknown."""
+    found = {"MemTotal": 0, "MemAvailable": 0}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * 1024
+    return found["MemTotal"], found["MemAvailable"]
+
+
+def process_names() -> dict[int, str]:
+    """Every process that can be seen, by id, where the system tells (Linux)."""
+    names = {}
+    for file in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            names[int(file.parent.name)] = file.read_text().strip()
+    return names
+
+
+def open_file_limit() -> int:
+    """Files and pipes that this process may hold open; 0 where unknown."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def no_core_dump() -> None:
+    """Leave no file of this process's memory behind where it dies."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def ask_for_stack(pid: int) -> None:
+    """Have a process that runs under `python -X faulthandler` print where it is, and end."""
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGABRT)

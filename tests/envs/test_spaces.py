@@ -142,7 +142,7 @@ def test_numpy_and_torch_see_the_same_in_every_space(image):
     assert set(observation["pair/1"].tolist()) == {0, 1, 2, 3}
     net = NetConfig(image=image, hidden=(8,))
     policy = Policy(spec, net)
-    actor = ActorMaker(spec, net, policy.weights_index()).make()
+    actor = ActorMaker(spec, net).make()
     actor.load(policy.flat_weights())
     params, value = actor.forward(observation)
     expected_params, expected_value = policy({key: torch.from_numpy(array) for key, array in observation.items()})

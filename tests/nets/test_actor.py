@@ -66,7 +66,7 @@ def test_actor_and_policy_agree_after_travelling_as_flat_weights(observation, ac
     seen = draw(spec.observation, 200, seed=1)
     for key, normalizer in policy.normalizers():
         normalizer.update(torch.from_numpy(seen[key]))
-    actor = ActorMaker(spec, NETS[net], policy.weights_index(), normalized).make()
+    actor = ActorMaker(spec, NETS[net], normalized).make()
     actor.load(policy.flat_weights())
     rows = draw(spec.observation, 32)
     params, value = actor.forward(rows)
@@ -81,7 +81,7 @@ def test_actor_and_policy_agree_after_travelling_as_flat_weights(observation, ac
 def test_new_weights_replace_the_old_ones_entirely():
     spec = SlotSpec(VECTOR, ACTIONS["both"])
     first, second = Policy(spec, NETS["tanh"], True), Policy(spec, NETS["tanh"], True)
-    actor = ActorMaker(spec, NETS["tanh"], first.weights_index(), True).make()
+    actor = ActorMaker(spec, NETS["tanh"], True).make()
     rows = draw(VECTOR, 8)
     actor.load(first.flat_weights())
     actor.load(second.flat_weights())
@@ -95,7 +95,7 @@ def test_an_actor_keeps_no_hold_of_the_memory_that_its_weights_came_in():
     """The same buffer is written again with the next version."""
     spec = SlotSpec(VECTOR, ACTIONS["both"])
     policy = Policy(spec, NETS["tanh"])
-    actor = ActorMaker(spec, NETS["tanh"], policy.weights_index()).make()
+    actor = ActorMaker(spec, NETS["tanh"]).make()
     weights = policy.flat_weights()
     actor.load(weights)
     rows = draw(VECTOR, 8)
@@ -133,7 +133,7 @@ def test_a_recurrent_actor_and_its_policy_agree_step_by_step(action, hidden, mem
     torch.manual_seed(0)
     spec, net = SlotSpec(VECTOR, ACTIONS[action]), NetConfig(hidden=hidden, memory=memory, memory_size=6)
     policy = Policy(spec, net)
-    maker = ActorMaker(spec, net, policy.weights_index())
+    maker = ActorMaker(spec, net)
     assert not maker.needs_torch
     actor = maker.make()
     actor.load(policy.flat_weights())

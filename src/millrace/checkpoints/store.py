@@ -7,7 +7,6 @@ size and SHA-256 of each, written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 
 from millrace import system
+from millrace.checkpoints.migrations import migrate
+from millrace.checkpoints.sealed import FORMAT_VERSION, MANIFEST, SealedFiles, policy_files, seal
 from millrace.checkpoints.tree import flatten, unflatten
 from millrace.config import CheckpointConfig
 from millrace.errors import CheckpointError
 from millrace.types import Array
 
-FORMAT_VERSION = 1
 PREFIX = "step_"
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -41,32 +39,28 @@ class Checkpoint:
         return int(self.path.name[len(PREFIX) :])
 
     def read_policy(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """The policy's description and its named arrays.
+        """The policy's description and its named arrays, in today's form.
 
         Raises:
             CheckpointError: missing, damaged, or of a newer format.
         """
-        return self._read("policy")
+        version = self._files.manifest()["format_version"]
+        return migrate(*self._files.load("policy"), version, str(self.path))
 
     def read_trainer(self) -> dict[str, Any]:
-        """What resuming needs, as nested values and arrays."""
-        data, arrays = self._read("trainer")
-        tree: dict[str, Any] = unflatten(data, arrays)
-        return tree
+        """What resuming needs, as nested values and arrays.
 
-    def _read(self, part: str) -> tuple[dict[str, Any], dict[str, Array]]:
-        manifest = self.verify(part)
-        if manifest["format_version"] > FORMAT_VERSION:
+        Raises:
+            CheckpointError: missing, damaged, or of another format.
+        """
+        version = self._files.manifest()["format_version"]
+        if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self.path} has format {manifest['format_version']}, this Millrace reads up to {FORMAT_VERSION}: "
-                f"it was written by millrace {manifest['millrace_version']}; install that or a later one"
+                f"{self.path} has the training state of format {version}, which cannot be resumed; its policy can be "
+                f"used, and trained on in a new run: millrace train ENV --init-from {self.path}"
             )
-        try:
-            data = json.loads((self.path / f"{part}.json").read_text(encoding="utf-8"))
-            arrays = safetensors.numpy.load_file(self.path / f"{part}.safetensors")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{self.path}: cannot read its {part}: {error}") from error
-        return data, arrays
+        tree: dict[str, Any] = unflatten(*self._files.load("trainer"))
+        return tree
 
     def verify(self, part: str = "") -> dict[str, Any]:
         """Compare the files with the manifest and return it.
@@ -74,17 +68,13 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is missing or differs.
         """
-        try:
-            manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            files = {name: entry for name, entry in manifest["files"].items() if name.startswith(part)}
-            for name, entry in files.items():
-                if _sha256(self.path / name) != entry["sha256"]:
-                    raise CheckpointError(
-                        f"{self.path / name} is damaged (its digest differs); use an earlier checkpoint"
-                    )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{self.path} is not a whole checkpoint: {error}") from error
-        return manifest
+        return self._files.verify(part)
+
+    @property
+    def _files(self) -> SealedFiles:
+        return SealedFiles(
+            str(self.path), lambda name: (self.path / Path(name).name).read_bytes(), "use an earlier checkpoint"
+        )
 
 
 class CheckpointStore:
@@ -113,21 +103,14 @@ class CheckpointStore:
         arrays: dict[str, Array] = {}
         trainer_json = flatten(trainer, arrays)
         try:
-            files = {
-                "policy.json": json.dumps(policy, indent=1).encode(),
-                # It takes the bytes as they lie, whatever the strides say.
-                "policy.safetensors": safetensors.numpy.save({k: np.asarray(x, order="C") for k, x in weights.items()}),
+            content = {
+                **policy_files(policy, weights),
                 "trainer.json": json.dumps(trainer_json).encode(),
                 "trainer.safetensors": safetensors.numpy.save(arrays),
             }
-            entries = {name: _write_synced(aside / name, content) for name, content in files.items()}
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "millrace_version": version,
-                "env_steps": env_steps,
-                "files": entries,
-            }
-            _write_synced(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+            for name, data in content.items():
+                _write_synced(aside / name, data)
+            _write_synced(aside / MANIFEST, seal(content, env_steps, version))
             system.sync_directory(aside)
             if final.exists():  # damaged, or of a future that resuming from before it has undone
                 shutil.rmtree(final)
@@ -198,13 +181,8 @@ def newest_whole(directory: Path) -> tuple[Checkpoint, list[str]]:
     raise CheckpointError(f"there is no whole checkpoint in {directory}{detail}")
 
 
-def _write_synced(path: Path, content: bytes) -> dict[str, Any]:
+def _write_synced(path: Path, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

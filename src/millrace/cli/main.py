@@ -16,10 +16,12 @@ COMMANDS = {
     "sweep": "train under different settings side by side, and sort them by what came of it",
     "eval": "play episodes with trained policies, and compare them",
     "play": "record one episode as GIF, MP4 or PNG",
+    "export": "write a policy into one file, for Millrace or as ONNX",
     "envs": "list environments and recipes",
     "check-env": "look at an environment before training on it",
     "config": "print the effective settings as TOML",
     "bench": "measure how speed grows with workers, or that a run repeats",
+    "doctor": "examine this machine, a policy as it is loaded, or the health of a run",
     "replay": "reproduce a worker's crash from its file",
     "demo": "train RealmMini for three minutes and compare with the yardsticks",
 }

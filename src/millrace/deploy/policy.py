@@ -1,39 +1,45 @@
-"""A trained policy from a checkpoint: no worker, no environment, no code from the file; dense ones need no torch."""
+"""A trained policy from a file: no worker, no environment, no code from the file; dense ones need no torch."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import gymnasium as gym
 import numpy as np
 
-from millrace.config import Config
-from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves, space_from_json, space_to_json
-from millrace.errors import CheckpointError
-from millrace.nets.actor import Actor, ActorMaker, WeightsIndex
+from millrace.checkpoints.sealed import brief
+from millrace.deploy.archive import SUFFIX, PolicyArchive
+from millrace.deploy.onnx_policy import ONNX_SUFFIX, OnnxPolicy
+from millrace.deploy.record import PolicyRecord
+from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves
+from millrace.errors import CheckpointError, ConfigError
+from millrace.nets.actor import Actor, ActorMaker
 from millrace.nets.memory import Memory
 from millrace.ops.sampling import best_actions, sample_actions
 from millrace.rundir import find_checkpoint
-from millrace.types import Array, SlotSpec
+from millrace.types import Array
 
 
-def describe_policy(
-    config: Config, spec: SlotSpec, spaces: tuple[gym.Space[Any], gym.Space[Any]], index: WeightsIndex
-) -> dict[str, Any]:
-    """Everything besides the arrays that is needed to act, as plain values."""
-    observation_space, action_space = spaces
-    return {
-        "env": dataclasses.asdict(config.env),
-        "spec": spec.to_json(),
-        "observation_space": space_to_json(observation_space),
-        "action_space": space_to_json(action_space),
-        "net": dataclasses.asdict(config.net),
-        "normalize_observation": config.ppo.normalize_observation,
-        "weights_index": [[name, list(shape)] for name, shape in index],
-    }
+class PolicyFile(Protocol):
+    """Where a policy lies: a checkpoint, an archive, or an ONNX file."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def verify(self, part: str = "") -> dict[str, Any]:
+        """Compare what lies there with its digests and return the manifest.
+
+        Raises:
+            CheckpointError: missing, damaged, or of a newer format.
+        """
+
+    def read_policy(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The policy's description and its named arrays, in today's form.
+
+        Raises:
+            CheckpointError: as `verify`.
+        """
 
 
 class LoadedPolicy:
@@ -43,13 +49,13 @@ class LoadedPolicy:
         has_memory: whether it also needs what it has seen before: pass `state=policy.new_state()` then.
     """
 
-    def __init__(self, record: Mapping[str, Any], actor: Actor, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-        self.env = Config().replace({"env": record["env"]}).env
-        self.spec = SlotSpec.from_json(record["spec"])
+    def __init__(self, record: PolicyRecord, actor: Actor, path: Path) -> None:
+        self.checkpoint = path
+        self.record = record
+        self.env, self.spec = record.env, record.spec
         self.actor = actor
-        self._leaves = leaves(space_from_json(record["observation_space"]))
-        self._convert = action_converter(space_from_json(record["action_space"]))
+        self._leaves = leaves(record.observation_space)
+        self._convert = action_converter(record.action_space)
         self._rng = np.random.default_rng(0)
         self.has_memory = not self.new_state().is_empty
 
@@ -122,7 +128,7 @@ class LoadedPolicy:
 
 
 def load_policy(path: str | Path | None = None, *, network: Any = None) -> LoadedPolicy:
-    """The policy of a run, a checkpoint, or (without a path) the newest run.
+    """The policy of a run, a checkpoint, an exported file, or (without a path) the newest run.
 
     Args:
         network: the `nn.Module` that was trained, where it was the user's own: files never name code.
@@ -130,17 +136,53 @@ def load_policy(path: str | Path | None = None, *, network: Any = None) -> Loade
     Raises:
         CheckpointError: missing, damaged, newer than this Millrace, or of another network.
     """
-    checkpoint = find_checkpoint(path)
-    record, arrays = checkpoint.read_policy()
-    index = [(name, tuple(shape)) for name, shape in record["weights_index"]]
-    net = Config().replace({"net": record["net"]}, where=str(checkpoint.path)).net
-    maker = ActorMaker(SlotSpec.from_json(record["spec"]), net, index, record["normalize_observation"], network)
+    file = find_policy(path)
+    data, arrays = file.read_policy()
+    record = PolicyRecord.from_json(data, str(file.path))
+    if isinstance(file, OnnxPolicy):
+        return LoadedPolicy(record, file.make_actor(record.spec), file.path)
+    return LoadedPolicy(record, make_actor(record, arrays, network, str(file.path)), file.path)
+
+
+def find_policy(path: str | Path | None = None) -> PolicyFile:
+    """What a path stands for: a run's newest whole checkpoint, a checkpoint, or an exported file.
+
+    Raises:
+        CheckpointError: there is nothing of the kind.
+    """
+    if path and Path(path).is_file():
+        where = Path(path)
+        if where.suffix not in (SUFFIX, ONNX_SUFFIX):
+            raise CheckpointError(
+                f"{where} is no policy: exported ones end in {SUFFIX} or {ONNX_SUFFIX}, checkpoints are directories"
+            )
+        return PolicyArchive(where) if where.suffix == SUFFIX else OnnxPolicy(where)
+    return find_checkpoint(path)
+
+
+def make_actor(record: PolicyRecord, arrays: Mapping[str, Array], network: Any, where: str) -> Actor:
+    """The network with its weights.
+
+    Raises:
+        CheckpointError: names or shapes differ from what the network has.
+    """
     try:
-        weights = np.concatenate([arrays[name].reshape(-1).astype(np.float32) for name, _ in index])
-        actor = maker.make()
-        actor.load(weights)
-    except (KeyError, RuntimeError, ValueError) as error:
+        actor = ActorMaker(record.spec, record.net, record.normalize_observation, network).make()
+        load_arrays(actor, arrays)
+    except (KeyError, RuntimeError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit its network ({error}); a network of your own is passed as network=..."
+            f"{where} does not fit its network ({brief(error)}); a network of your own is passed as network=..."
         ) from None
-    return LoadedPolicy(record, actor, checkpoint.path)
+    return actor
+
+
+def load_arrays(actor: Actor, arrays: Mapping[str, Array]) -> None:
+    """Give an actor its weights by name.
+
+    Raises:
+        KeyError, ValueError: a name is missing, or a shape differs.
+    """
+    for name, shape in actor.index:
+        if arrays[name].shape != tuple(shape):
+            raise ValueError(f"{name} is of shape {list(arrays[name].shape)}, not {list(shape)}")
+    actor.load(np.concatenate([arrays[name].reshape(-1).astype(np.float32) for name, _ in actor.index]))

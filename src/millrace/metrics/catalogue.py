@@ -11,13 +11,30 @@ class Metric:
 
     Attributes:
         healthy: lowest and highest value that gives no cause for thought; None leaves a side open.
+        below, above: what to change where it lies there.
     """
 
     name: str
     unit: str
     meaning: str
     healthy: tuple[float | None, float | None] = (None, None)
+    below: str = ""
+    above: str = ""
 
+    def side(self, value: float) -> str:
+        """`below` or `above` the healthy range, or empty; what is not a number is in no range."""
+        low, high = self.healthy
+        if low is not None and value < low:
+            return "below"
+        return "above" if high is not None and value > high else ""
+
+    def remedy(self, side: str) -> str:
+        """What to change on a side of the healthy range."""
+        return {"below": self.below, "above": self.above}[side]
+
+
+_SMALLER_STEPS = "lower --ppo.learning_rate or --ppo.epochs"
+_WORKERS = "`log.txt` and `crashes/` in the run's directory say why; `millrace replay FILE` plays it again"
 
 _ALL = (
     Metric("env_steps", "steps", "environment transitions learned from, without resets"),
@@ -31,11 +48,30 @@ _ALL = (
     Metric("eval_return", "return", "mean of the last evaluation"),
     Metric("policy_loss", "", "clipped objective, negated, mean of the last epoch"),
     Metric("value_loss", "return^2", "half the mean squared error of the value"),
-    Metric("entropy", "nat", "mean entropy of the action distribution", (0.001, None)),
-    Metric("kl", "nat", "KL from the acting to the present policy, approximate", (None, 0.2)),
-    Metric("clip_share", "", "share of rows whose ratio left the clip range", (None, 0.5)),
-    Metric("effective_sample_share", "", "effective sample size of the ratios over the number of rows", (0.5, None)),
-    Metric("explained_variance", "", "of the value targets by the values at collection", (0.0, None)),
+    Metric(
+        "entropy",
+        "nat",
+        "mean entropy of the action distribution",
+        (0.001, None),
+        below="raise --ppo.entropy_coef (0.01 is a usual start), or lower --ppo.learning_rate",
+    ),
+    Metric("kl", "nat", "KL from the acting to the present policy, approximate", (None, 0.2), above=_SMALLER_STEPS),
+    Metric("clip_share", "", "share of rows whose ratio left the clip range", (None, 0.5), above=_SMALLER_STEPS),
+    Metric(
+        "effective_sample_share",
+        "",
+        "effective sample size of the ratios over the number of rows",
+        (0.5, None),
+        below="lower --max-policy-lag, --ppo.epochs or --ppo.learning_rate",
+    ),
+    Metric(
+        "explained_variance",
+        "",
+        "of the value targets by the values at collection",
+        (0.0, None),
+        below="--ppo.normalize_reward true for large rewards, --ppo.normalize_observation true for observations of "
+        "unlike sizes, a lower --ppo.learning_rate",
+    ),
     Metric("grad_norm", "", "before clipping"),
     Metric("auxiliary_loss", "", "the loss beside PPO's, its coefficient included, mean of the last epoch"),
     Metric(
@@ -50,22 +86,76 @@ _ALL = (
     Metric("value_mean", "return", "mean value at collection, in units of the scaled reward"),
     Metric("target_mean", "return", "mean value target"),
     Metric("target_deviation", "return", "standard deviation of the value targets"),
-    Metric("skipped_steps", "steps", "gradient steps skipped because loss or gradient was not finite", (None, 0)),
-    Metric("skipped_updates", "updates", "updates skipped because no row was valid", (None, 0)),
-    Metric("restarts", "restarts", "workers restarted", (None, 0)),
-    Metric("lost_rollouts", "rollouts", "rollouts lost with their worker", (None, 0)),
-    Metric("missing_rollouts", "rollouts", "lost ones whose rows were left invalid in a lock-step batch", (None, 0)),
-    Metric("stale_rollouts", "rollouts", "rollouts dropped because they were too old", (None, 0)),
+    Metric(
+        "skipped_steps",
+        "steps",
+        "gradient steps skipped because loss or gradient was not finite",
+        (None, 0),
+        above="look for huge observations or rewards with `millrace check-env ENV`; --ppo.normalize_observation true, "
+        "--ppo.reward_clip 10, or a lower --ppo.learning_rate",
+    ),
+    Metric(
+        "skipped_updates",
+        "updates",
+        "updates skipped because no row was valid",
+        (None, 0),
+        above=f"every worker was lost at once: {_WORKERS}",
+    ),
+    Metric("restarts", "restarts", "workers restarted", (None, 0), above=_WORKERS),
+    Metric("lost_rollouts", "rollouts", "rollouts lost with their worker", (None, 0), above=_WORKERS),
+    Metric(
+        "missing_rollouts",
+        "rollouts",
+        "lost ones whose rows were left invalid in a lock-step batch",
+        (None, 0),
+        above=_WORKERS,
+    ),
+    Metric(
+        "stale_rollouts",
+        "rollouts",
+        "rollouts dropped because they were too old",
+        (None, 0),
+        above="--collect.on_stale wait, a higher --max-policy-lag, or fewer --workers",
+    ),
     Metric("dropped_env_steps", "steps", "transitions collected and not learned from", (None, 0)),
-    Metric("bad_values", "rows", "transitions invalidated: a missing or non-finite reward or observation", (None, 0)),
+    Metric(
+        "bad_values",
+        "rows",
+        "transitions invalidated: a missing or non-finite reward or observation",
+        (None, 0),
+        above="--env.on_bad_value refuse stops at the first with a crash file for `millrace replay`",
+    ),
     Metric("share_step", "", "of collector time: inside the environments"),
     Metric("share_inference", "", "of collector time: policy forward and sampling"),
     Metric("share_collector_other", "", "of collector time: copying and bookkeeping"),
-    Metric("share_collector_wait", "", "of collector time: waiting for a grant"),
+    Metric(
+        "share_collector_wait",
+        "",
+        "of collector time: waiting for a grant",
+        (None, 0.9),
+        above="fewer --ppo.epochs, a larger --ppo.minibatch_size, or fewer --workers and more --ppo.threads",
+    ),
     Metric("share_learn", "", "of the trainer's time: learning"),
-    Metric("share_learner_wait", "", "of the trainer's time: waiting for rollouts and assembling batches"),
-    Metric("share_trainer_other", "", "of the trainer's time: metrics, checkpoints, evaluation"),
-    Metric("worker_memory_mb", "MB", "largest resident memory of a worker process"),
+    Metric(
+        "share_learner_wait",
+        "",
+        "of the trainer's time: waiting for rollouts and assembling batches",
+        (None, 0.8),
+        above="more --workers or --envs-per-worker, or the game's own vector form",
+    ),
+    Metric(
+        "share_trainer_other",
+        "",
+        "of the trainer's time: metrics, checkpoints, evaluation",
+        (None, 0.3),
+        above="evaluate and save less often: --eval.every_env_steps, --checkpoint.every_s",
+    ),
+    Metric(
+        "worker_memory_mb",
+        "MB",
+        "largest resident memory of a worker process",
+        above="fewer --workers or --envs-per-worker; where it grows, the environment keeps what it should let go",
+    ),
 )
 
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ALL}
@@ -76,11 +166,8 @@ def unhealthy(row: dict[str, float]) -> list[str]:
     sentences = []
     for name, value in row.items():
         metric = CATALOGUE.get(name)
-        if metric is None:
-            continue
-        low, high = metric.healthy
-        if low is not None and value < low:
-            sentences.append(f"{name} = {value:.3g} is below {low:g} ({metric.meaning})")
-        elif high is not None and value > high:
-            sentences.append(f"{name} = {value:.3g} is above {high:g} ({metric.meaning})")
+        side = metric.side(value) if metric else ""
+        if metric and side:
+            limit = metric.healthy[side == "above"]
+            sentences.append(f"{name} = {value:.3g} is {side} {limit:g} ({metric.meaning})")
     return sentences

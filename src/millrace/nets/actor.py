@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from millrace.config import NetConfig
-from millrace.nets.inputs import dense_keys, image_keys, module_name, normalized_keys, state_size
+from millrace.nets.inputs import (
+    WeightsIndex,
+    dense_index,
+    dense_keys,
+    dense_trunks,
+    image_keys,
+    module_name,
+    normalized_keys,
+    state_size,
+)
 from millrace.ops.recurrence import gru_step, lstm_step
 from millrace.types import Array, SlotSpec
 
-WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]  # name and shape of each part of the flat weights, in order
 OBSERVATION_CLIP = 10.0
 
 
@@ -22,9 +29,11 @@ class Actor(Protocol):
 
     Attributes:
         state_size: S, the numbers of recurrent state that a slot needs.
+        index: what the flat weights consist of.
     """
 
     state_size: int
+    index: WeightsIndex
 
     def load(self, weights: Array) -> None:
         """Take the flat float32 weights."""
@@ -47,7 +56,6 @@ class ActorMaker:
 
     spec: SlotSpec
     net: NetConfig
-    index: WeightsIndex
     normalize_observation: bool = False
     network: Any = None
 
@@ -63,7 +71,7 @@ class ActorMaker:
 
     def make(self) -> Actor:
         if not self.needs_torch:
-            return NumpyActor(self.spec, self.net, self.index, self.normalize_observation)
+            return NumpyActor(self.spec, self.net, self.normalize_observation)
         from millrace.nets.torch_actor import TorchActor
 
         return TorchActor(self.spec, self.net, self.normalize_observation, self.network)
@@ -72,7 +80,7 @@ class ActorMaker:
 class NumpyActor:
     """The dense policy of `millrace.nets.policy` in NumPy, with or without a recurrent layer behind it."""
 
-    def __init__(self, spec: SlotSpec, net: NetConfig, index: WeightsIndex, normalize_observation: bool) -> None:
+    def __init__(self, spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> None:
         self._spec = spec
         self._keys = dense_keys(spec, net)
         self._normalized = set(normalized_keys(spec, normalize_observation))
@@ -81,17 +89,14 @@ class NumpyActor:
         self._recurrence = {"none": None, "gru": gru_step, "lstm": lstm_step}[net.memory]
         self._memory: dict[str, Array] = {}  # the parts of the recurrent layer
         self._output_size = net.memory_size
-        if self._recurrence is not None:
-            self._trunks: tuple[str, ...] = ("body.layers",)
-        else:
-            self._trunks = ("trunk",) if net.shared else ("actor", "critic")
+        self._trunks = dense_trunks(net)
         self._depth = len(net.hidden)
-        self._index = index
+        self.index = dense_index(spec, net, normalize_observation)
         self._parts: dict[str, Array] = {}
 
     def load(self, weights: Array) -> None:
         first = 0
-        for name, shape in self._index:
+        for name, shape in self.index:
             size = int(np.prod(shape, dtype=np.int64))
             part = weights[first : first + size].reshape(shape)
             # Transposed once here instead of at every step.
@@ -131,7 +136,8 @@ class NumpyActor:
     def _prepared(self, key: str, array: Array) -> Array:
         spec = self._spec.observation[key]
         if spec.num_classes:
-            return np.eye(spec.num_classes, dtype=np.float32)[array].reshape(len(array), -1)
+            one_hot: Array = array[..., None] == np.arange(spec.num_classes)
+            return one_hot.reshape(len(array), -1).astype(np.float32)
         flat = array.reshape(len(array), -1).astype(np.float32, copy=False)
         if key in self._normalized:
             name = f"normalizer.{module_name(key)}"

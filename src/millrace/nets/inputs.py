@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from millrace.config import NetConfig
 from millrace.types import ArraySpec, SlotSpec
+
+WeightsIndex = Sequence[tuple[str, tuple[int, ...]]]
+"""Name and shape of each part of the flat weights, in order."""
 
 FLAT_IMAGE_LIMIT = 2048  # ours: below this a dense layer is cheaper than convolutions on a CPU
 NATURE_MIN_SIDE = 64  # ours: below this the strides of the Nature CNN, 4 and 2, leave little of an image
@@ -55,3 +61,39 @@ def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
 def state_size(net: NetConfig) -> int:
     """S, the numbers of recurrent state that a slot needs: an LSTM carries its cell besides its output."""
     return {"none": 0, "gru": net.memory_size, "lstm": 2 * net.memory_size}[net.memory]
+
+
+def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> WeightsIndex:
+    """What the weights of a network without images consist of, as `millrace.nets.policy` lays them."""
+    index: list[tuple[str, tuple[int, ...]]] = []
+
+    def layer(name: str, num_inputs: int, num_outputs: int) -> None:
+        index.extend([(f"network.{name}.weight", (num_outputs, num_inputs)), (f"network.{name}.bias", (num_outputs,))])
+
+    if spec.action.num_box:
+        index.append(("log_std", (spec.action.num_box,)))
+    widths = (sum(spec.observation[key].num_inputs for key in dense_keys(spec, net)), *net.hidden)
+    for trunk in dense_trunks(net):
+        for depth, pair in enumerate(itertools.pairwise(widths)):
+            layer(f"{trunk}.{depth}", *pair)
+    num_features = widths[-1]
+    if net.memory != "none":
+        gates = {"gru": 3, "lstm": 4}[net.memory] * net.memory_size
+        index += [("network.memory.weight_ih_l0", (gates, num_features))]
+        index += [("network.memory.weight_hh_l0", (gates, net.memory_size))]
+        index += [(f"network.memory.bias_{of}_l0", (gates,)) for of in ("ih", "hh")]
+        num_features = net.memory_size
+    layer("policy_head", num_features, spec.action.num_logits + spec.action.num_box)
+    layer("value_head", num_features, 1)
+    for key in normalized_keys(spec, normalize_observation):
+        index += [
+            (f"normalizer.{module_name(key)}.{part}", spec.observation[key].shape) for part in ("offset", "factor")
+        ]
+    return index
+
+
+def dense_trunks(net: NetConfig) -> tuple[str, ...]:
+    """Names of the stacks of dense layers, the actor's first."""
+    if net.memory != "none":
+        return ("body.layers",)
+    return ("trunk",) if net.shared else ("actor", "critic")

@@ -46,7 +46,7 @@ class Head(nn.Linear):
 
 def side_by_side(observation: dict[str, Tensor], keys: list[str]) -> Tensor:
     """[N, inputs] of several observation arrays, flattened."""
-    return torch.cat([observation[key].reshape(len(observation[key]), -1) for key in keys], dim=1)
+    return torch.cat([observation[key].reshape(observation[key].shape[0], -1) for key in keys], dim=1)
 
 
 class ByKey(nn.Module):

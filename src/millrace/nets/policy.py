@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from millrace.config import NetConfig
-from millrace.nets.actor import OBSERVATION_CLIP, WeightsIndex
+from millrace.nets.actor import OBSERVATION_CLIP
 from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.encoders import channels_last_in_memory
 from millrace.nets.image_network import ImageNetwork
-from millrace.nets.inputs import image_keys, normalized_keys
+from millrace.nets.inputs import WeightsIndex, image_keys, normalized_keys
 from millrace.nets.layers import ByKey
 from millrace.nets.recurrent_network import RecurrentNetwork
 from millrace.types import Array, SlotSpec
@@ -63,7 +63,7 @@ class Policy(nn.Module):
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Raw observations [N, ...] to parameters [N, P] and values [N]."""
         params, value = self.network(self._all_prepared(observation))
-        return self._with_deviations(params), value
+        return self.with_deviations(params), value
 
     def unroll(self, observation: dict[str, Tensor], state: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences of a network with recurrence.
@@ -77,7 +77,7 @@ class Policy(nn.Module):
             Parameters [T * B, P], values [T * B], and where T is 1 the state [B, S] after the step.
         """
         params, value, state = self.network(self._all_prepared(observation), state, begins)
-        return self._with_deviations(params), value, state
+        return self.with_deviations(params), value, state
 
     def features(self, observation: dict[str, Tensor]) -> Tensor:
         """What the network's body makes of raw observations [N, ...] before any recurrence and the heads, [N, F].
@@ -99,11 +99,11 @@ class Policy(nn.Module):
     def _all_prepared(self, observation: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: self.prepared(key, array) for key, array in observation.items()}
 
-    def _with_deviations(self, params: Tensor) -> Tensor:
+    def with_deviations(self, params: Tensor) -> Tensor:
         """Log standard deviations beside logits and means, where actions are continuous."""
         if not self.spec.action.num_box:
             return params
-        return torch.cat([params, self.log_std.expand(len(params), -1)], dim=1)
+        return torch.cat([params, self.log_std.expand(params.shape[0], -1)], dim=1)
 
     def prepared(self, key: str, array: Tensor) -> Tensor:
         """One raw observation array as the network sees it: scaled, normalised, or one-hot."""

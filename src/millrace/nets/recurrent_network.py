@@ -34,7 +34,7 @@ class RecurrentNetwork(nn.Module):
         """See `millrace.nets.policy.Network`."""
         features = self.body(observation).view(*begins.shape, -1)
         state = state * (~begins[0]).unsqueeze(-1)
-        if bool(begins[1:].any()):
+        if len(begins) > 1 and bool(begins[1:].any()):
             segments = Segments(begins)
             hidden, state = self._run(segments.apart(features), segments.first_states(state))
             hidden = segments.together(hidden)

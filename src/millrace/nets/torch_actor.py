@@ -13,14 +13,21 @@ from millrace.types import Array, SlotSpec
 
 
 class TorchActor:
-    """A copy of the policy on the CPU."""
+    """A copy of the policy on the CPU.
+
+    Attributes:
+        policy: without weights until they were loaded.
+    """
 
     def __init__(self, spec: SlotSpec, net: NetConfig, normalize_observation: bool, network: Any = None) -> None:
-        self._policy = Policy(spec, net, normalize_observation, copy.deepcopy(network)).cpu().eval()
-        self.state_size = self._policy.state_size
+        self.policy = _described(spec, net, normalize_observation, network).eval()
+        self.state_size = self.policy.state_size
+        self.index = self.policy.weights_index()
 
     def load(self, weights: Array) -> None:
-        self._policy.load_flat_weights(weights)
+        if next(self.policy.parameters()).is_meta:
+            self.policy.to_empty(device="cpu")
+        self.policy.load_flat_weights(weights)
 
     def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
         # A few rows are too little to share: with two threads 8 frames took 12 to 49 ms on a busy machine, with one 2.
@@ -35,10 +42,18 @@ class TorchActor:
     def _forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
         tensors = {key: torch.from_numpy(array) for key, array in observation.items()}
         if state is None:
-            params, value = self._policy(tensors)
+            params, value = self.policy(tensors)
         else:
             # One step, and whoever keeps the state has already cleared it where an episode begins.
             begins = torch.zeros(1, len(state), dtype=torch.bool)
-            params, value, after = self._policy.unroll(tensors, torch.from_numpy(state), begins)
+            params, value, after = self.policy.unroll(tensors, torch.from_numpy(state), begins)
             state[...] = after.numpy()
         return params.numpy(), value.numpy()
+
+
+def _described(spec: SlotSpec, net: NetConfig, normalize_observation: bool, network: Any) -> Policy:
+    """A policy without weights: they are still to come, and drawing others would cost a second."""
+    if network is not None:
+        return Policy(spec, net, normalize_observation, copy.deepcopy(network)).cpu()
+    with torch.device("meta"):
+        return Policy(spec, net, normalize_observation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from millrace.cli.commands.eval import add_playing
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import number
@@ -36,7 +38,7 @@ def run(words: list[str]) -> int:
     policy = load_policy(arguments.run)
     target, episode_return = play(
         policy,
-        arguments.out or policy.checkpoint.parent.parent / "media" / "game.gif",
+        arguments.out or _default_target(policy.checkpoint),
         arguments.env,
         seed=arguments.seed,
         fps=arguments.fps,
@@ -47,3 +49,8 @@ def run(words: list[str]) -> int:
     )
     print(f"{target}: one episode, return {number(episode_return)}")
     return 0
+
+
+def _default_target(source: Path) -> Path:
+    """In the run of a checkpoint; beside an exported file."""
+    return source.with_suffix(".gif") if source.is_file() else source.parent.parent / "media" / "game.gif"
