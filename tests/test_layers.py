@@ -48,13 +48,13 @@ KNOWS: dict[str, set[str] | str] = {
         "deploy",
         "metrics",
     },
-    "deploy": {"types", "errors", "config", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
+    "deploy": {"types", "errors", "config", "system", "nets", "ops", "checkpoints", "envs", "rundir", "collect"},
 }
 # Optional library: the only file that may name it, and there inside functions only.
 OPTIONAL = {
     "tensorboard": {"metrics/tensorboard.py"},
     "imageio": {"deploy/play.py"},
-    "PIL": {"deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
+    "PIL": {"deploy/panel.py", "deploy/play.py", "experiments/picture.py", "games/realm/render.py"},
     "pygame": set(),
     "ale_py": {"envs/atari.py"},
     "envpool": {"envs/envpool.py"},

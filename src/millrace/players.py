@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from millrace.collect.collector import Player
-from millrace.deploy.evaluate import random_choice
+from millrace.deploy.episodes import random_choice
 from millrace.deploy.recorded_games import RecordedGame
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import load_object

@@ -22,7 +22,7 @@ from millrace.collect.pool import CollectorPool, PoolSetup
 from millrace.collect.source import RolloutSource
 from millrace.config import Config
 from millrace.curriculum import Curriculum
-from millrace.deploy.evaluate import play_episodes
+from millrace.deploy.episodes import play_episodes
 from millrace.deploy.record import PolicyRecord
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed

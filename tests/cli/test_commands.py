@@ -31,10 +31,53 @@ def test_train_then_resume_then_eval(cli: Cli, tmp_path: Path) -> None:
     assert "exactly where it stopped" in said.out
     said = cli("eval", "--episodes", "3")
     assert said.code == 0, said.err
-    header, row = (line.split() for line in said.out.splitlines()[2:4])
-    assert header == ["mean", "deviation", "min", "max"]
-    assert row[0] == "return"
+    lines = [line.split() for line in said.out.splitlines()]
+    assert lines[0] == ["episode", "seed", "return", "steps"]
+    assert [line[:2] for line in lines[1:4]] == [["0", "0"], ["1", "1"], ["2", "2"]]
+    (row,) = (line for line in lines if line[:1] == ["return"])
     assert all(float(figure) >= 0 for figure in row[1:])
+
+
+def test_eval_compares_runs_on_the_same_episodes(cli: Cli) -> None:
+    for name, seed in (("one", "0"), ("two", "1")):
+        assert cli("train", *CARTPOLE, "--run-dir", name, "--seed", seed).code == 0
+    said = cli("eval", "one", "two", "--episodes", "6", "--quiet")
+    assert said.code == 0, said.err
+    assert [line.split()[0] for line in said.out.splitlines()[2:5]] == ["return", "one", "two"]
+    assert "an episode, interval" in said.out
+    figures = json.loads(cli("eval", "one", "two", "--episodes", "6", "--json").out)
+    one, two = (figures["policies"][name] for name in ("one", "two"))
+    assert [e["seed"] for e in one["episodes"]] == [e["seed"] for e in two["episodes"]] == list(range(6))
+    difference = two["mean_return"] - one["mean_return"]
+    assert figures["comparisons"]["two"]["difference"] == pytest.approx(difference)
+    assert cli("train", *MINI, "--run-dir", "other").code == 0
+    assert "name one environment with --env" in cli("eval", "one", "other").err
+
+
+def test_eval_shows_episodes_step_by_step_also_from_a_recorded_state(cli: Cli) -> None:
+    assert cli("train", *CARTPOLE, "--run-dir", "mine").code == 0
+    said = cli("eval", "mine", "--episodes", "5", "--detail", "best:2", "--record", "games.jsonl", "--json")
+    played = json.loads(said.out)
+    returns = [episode["episode_return"] for episode in played["episodes"]]
+    assert sorted((returns[int(index)] for index in played["detail"]), reverse=True) == sorted(returns)[:2:-1]
+    for index, steps in played["detail"].items():
+        assert len(steps) == steps[-1]["return"] == returns[int(index)]
+        assert all(sum(step["probabilities"][0]) == pytest.approx(1.0) for step in steps)
+    said = cli("eval", "mine", "--start", "games.jsonl:1:3", "--detail", "worst", "--quiet")
+    assert said.code == 0, said.err
+    steps = said.out.partition("most probable")[2].splitlines()[1:]
+    assert steps[0].split()[0] == "3"
+    assert len(steps) == returns[1] - 3
+    for which in ("5", "good", "best:x", "1,-1"):
+        assert "names no episodes" in cli("eval", "mine", "--episodes", "5", "--detail", which).err
+
+
+def test_eval_quietly_prints_the_summary_alone(cli: Cli) -> None:
+    assert cli("train", *CARTPOLE, "--run-dir", "mine").code == 0
+    loud, quiet = (cli("eval", "mine", "--episodes", "20", *more).out.splitlines() for more in ((), ("--quiet",)))
+    assert len(loud) == len(quiet) + 22
+    assert loud[-4:] == quiet[-4:]
+    assert quiet[-2].startswith("best:  return ")
 
 
 def test_json_gives_rows_and_the_result(cli: Cli) -> None:
@@ -110,6 +153,8 @@ def test_play_writes_a_gif_into_the_run(cli: Cli, tmp_path: Path) -> None:
     assert said.code == 0, said.err
     assert (tmp_path / "mine" / "media" / "game.gif").read_bytes()[:3] == b"GIF"
     assert cli("play", "mine", "--out", "game.avi").code == 2
+    assert cli("play", "mine", "--out", "strip.png", "--frames", "3", "--plain").code == 0
+    assert (tmp_path / "strip.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_check_env_reports_spaces_mask_repeatability_and_choices(cli: Cli) -> None:

@@ -91,6 +91,8 @@ def test_every_error_has_an_exit_code_that_the_help_explains() -> None:
         (["train"], "ENV"),
         (["train", "missing.toml"], "cannot read the settings file missing.toml"),
         (["eval", "--episodes", "0"], "must be 1 or more"),
+        (["eval", "--parallel", "0"], "must be 1 or more"),
+        (["eval", "one", "two", "--detail", "best"], "are for one run"),
         (["replay", "missing.json"], "cannot read missing.json"),
         (["bench", "scaling", "CartPole-v1", "--workers", "some"], "must be numbers"),
     ],

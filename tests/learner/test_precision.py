@@ -83,7 +83,7 @@ def test_networks_with_memory_take_bfloat16_and_are_not_compiled():
         config = PPOConfig(precision=precision, minibatch_size=NUM_ROWS)
         gradients = make_gradients(trained, parameters, config)
         rows = replace(make_rows(VECTOR), begins=torch.arange(NUM_ROWS) % 5 == 0)
-        gradients.prepare(rows, torch.zeros(4, 8))
+        gradients.prepare(rows, torch.zeros(4, policy.state_size))
         gradients.shuffle(torch.Generator().manual_seed(0))
         gradients.compute(0, NUM_ROWS, 0.2, wants_stats=False)
         grads[precision] = parameters.grad.clone()

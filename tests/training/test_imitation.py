@@ -13,8 +13,8 @@ import millrace
 from helpers import QUICK, differences, learned, log_of, opened, quick_train, rows_of
 from millrace.collect.collector import Collector
 from millrace.config import Config, EnvConfig
-from millrace.deploy.evaluate import play_with
-from millrace.deploy.recorded_games import RecordedGame, Recorder, read_games
+from millrace.deploy.episodes import Task
+from millrace.deploy.recorded_games import RecordedGame, read_games, write_games
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, EnvError
 from millrace.imitation import make_players
@@ -71,10 +71,9 @@ def test_a_linear_player_is_imitated_within_a_second(run_dir: Path):
     assert "imitated toys:lean for 12,0" in log
     # The value has begun to learn too, and the clone is about as good as the player.
     assert float(millrace.load_policy(run_dir).value(np.zeros(4, np.float32))[0]) > 5
-    player = play_with(
-        lambda spec: lambda obs, mask, begins: lean(obs, mask)[:, None], EnvMaker(EnvConfig("CartPole-v1")), 20, 0
-    )
-    score = np.mean([episode.episode_return for episode in player])
+    choose = lambda spec, lanes: lambda obs, mask, begins: lean(obs, mask)[:, None]  # noqa: E731
+    player = Task(choose, EnvMaker(EnvConfig("CartPole-v1")), 20, 0).play_all()
+    score = np.mean([played.record.episode_return for played in player])
     assert millrace.evaluate(run_dir, episodes=20).mean_return > 0.8 * score > 100
 
 
@@ -149,11 +148,10 @@ def test_imitating_changes_none_of_the_run_s_own_episodes(tmp_path: Path):
 
 def recorded(path: Path, maker: EnvMaker, function, games: int = 5):
     """A file of games of a player, and what it scored."""
-    recorder = Recorder()
-    choose = lambda spec: lambda obs, mask, begins: np.asarray(function(obs, mask))[:, None]  # noqa: E731
-    episodes = play_with(choose, maker, games, 3, recorder)
-    assert recorder.write(path) == games
-    return episodes
+    choose = lambda spec, lanes: lambda obs, mask, begins: np.asarray(function(obs, mask))[:, None]  # noqa: E731
+    played = Task(choose, maker, games, 3, keeps_games=True).play_all()
+    write_games(path, [one.game for one in played])
+    return [one.record for one in played]
 
 
 @pytest.mark.parametrize(
@@ -255,11 +253,10 @@ def test_a_file_that_holds_no_games_is_refused_with_its_line(text, tmp_path: Pat
 
 
 def test_games_without_seeds_cannot_be_recorded_or_played(tmp_path: Path):
-    recorder = Recorder()
-    maker = EnvMaker(EnvConfig(), PileRounds)
-    play_with(lambda spec: lambda obs, mask, begins: np.ones((len(obs["obs"]), 1), np.int64), maker, 4, 0, recorder)
+    choose = lambda spec, lanes: lambda obs, mask, begins: np.ones((len(obs["obs"]), 1), np.int64)  # noqa: E731
+    played = Task(choose, EnvMaker(EnvConfig(), PileRounds), 4, 0, keeps_games=True).play_all()
     with pytest.raises(ConfigError, match="draws its own seeds"):
-        recorder.write(tmp_path / "games.jsonl")
+        write_games(tmp_path / "games.jsonl", [one.game for one in played])
     with pytest.raises(EnvError, match="draws its own seeds"):
         imitated(PileRounds, tmp_path / "run", written(tmp_path / "g.jsonl", [RecordedGame(1, [[1]])]), 100)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from millrace.collect.collector import EnvRows
 from millrace.config import Config
-from millrace.deploy.evaluate import random_choice
+from millrace.deploy.episodes import random_choice
 from millrace.envs.atari import AtariSlots
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker

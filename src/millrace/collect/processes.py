@@ -89,7 +89,7 @@ class ProcessPool:
             name=f"millrace-worker-{worker.index}",
             daemon=True,
         )
-        with _bare_main(), system.environment(**dict.fromkeys(system.THREAD_VARIABLES, "1")):
+        with bare_main(), system.environment(**dict.fromkeys(system.THREAD_VARIABLES, "1")):
             worker.process.start()
         theirs.close()
         worker.state, worker.deadline_s = "starting", time.monotonic() + setup.config.start_timeout_s
@@ -284,7 +284,7 @@ def _pickled(setup: PoolSetup) -> bytes:
 
 
 @contextlib.contextmanager
-def _bare_main() -> Iterator[None]:
+def bare_main() -> Iterator[None]:
     """Spawn without importing the user's script again: what workers need travels by value.
 
     So no `if __name__ == "__main__"` guard is needed, and workers do not pay for the script's own imports.

@@ -32,7 +32,7 @@ def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> No
     """
     # Ctrl-C reaches the whole group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _exit_with_parent(os.getppid())
+    exit_with_parent(os.getppid())
     system.lower_priority(setup.nice)
     try:
         workplace = Workplace(setup, *cloudpickle.loads(makers))
@@ -83,7 +83,7 @@ def _report(connection: Connection, error: Exception) -> None:
         traceback.print_exc()
 
 
-def _exit_with_parent(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """A step that never returns must not outlive a killed trainer."""
 
     def watch() -> None:

@@ -1,36 +1,43 @@
-"""Playing whole episodes on given seeds."""
+"""How good a policy is: whole episodes on given seeds, and what they say of all others."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
-from millrace.collect.collector import EnvRows
+from millrace import system
 from millrace.config import EnvConfig
+from millrace.deploy import statistics
+from millrace.deploy.episodes import Lanes, Played, Task, policy_choice
 from millrace.deploy.policy import LoadedPolicy, load_policy
-from millrace.deploy.recorded_games import Recorder
+from millrace.deploy.recorded_games import RecordedGame, Start, read_start, write_games
 from millrace.envs.make import EnvMaker
-from millrace.envs.protocol import SlotEnv
-from millrace.nets.actor import Actor
-from millrace.nets.memory import Memory
-from millrace.ops.sampling import best_actions, sample_actions
-from millrace.types import Array, EpisodeRecord, RolloutLayout, SlotSpec
+from millrace.errors import ConfigError
+from millrace.types import Array, EpisodeRecord
 
-MAX_SLOTS = 64
-Choose = Callable[[dict[str, Array], Array | None, Array], Array]
-"""Observations, action mask and "an episode begins here" [B] of B slots, to actions [B, A]."""
+PATIENCE_S = 2.0
+"""An evaluation begins in this process; after so long, what is left may be worth starting others."""
+WORTH_S = 3.0
+"""How long the rest must take in this process for that."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The episodes that were played, in the order of their seeds."""
+    """The episodes that were played, in the order of their seeds.
+
+    Attributes:
+        games: their actions, where these were asked for.
+    """
 
     episodes: list[EpisodeRecord]
+    games: list[RecordedGame]
 
     @property
     def returns(self) -> Array:
@@ -40,6 +47,26 @@ class Evaluation:
     @property
     def mean_return(self) -> float:
         return float(self.returns.mean())
+
+    @property
+    def deviation(self) -> float:
+        """The sample standard deviation of the returns; NaN for one alone."""
+        return statistics.deviation(self.returns)
+
+    @property
+    def confidence_interval(self) -> tuple[float, float]:
+        """Where the mean return lies, at 95 %, by the bootstrap; NaN for one episode alone."""
+        return statistics.mean_interval(self.returns)
+
+    @property
+    def best(self) -> int:
+        """The index of the episode with the highest return; of equals the first."""
+        return int(self.returns.argmax())
+
+    @property
+    def worst(self) -> int:
+        """The index of the episode with the lowest return; of equals the first."""
+        return int(self.returns.argmin())
 
     def figure(self, name: str) -> Array:
         """[N] of one of the game's own figures."""
@@ -55,6 +82,10 @@ def evaluate(
     deterministic: bool = True,
     env_kwargs: dict[str, Any] | None = None,
     record: str | Path | None = None,
+    keep_games: bool = False,
+    start: Start | str | None = None,
+    parallel: int | None = None,
+    on_episode: Callable[[int, EpisodeRecord], None] | None = None,
 ) -> Evaluation:
     """Play episodes with seeds seed, seed + 1, ...
 
@@ -62,14 +93,30 @@ def evaluate(
         policy: loaded, or where to load it from.
         env: id or callable; None for the one that the policy was trained on.
         record: a file to write the games to, from which `imitate.player` plays them again.
+        keep_games: whether the result holds the games too.
+        start: GAMES.jsonl:EPISODE:STEP, a state in a recorded game from which every episode begins; returns and
+            lengths count from there on.
+        parallel: processes; None for as many as are worth their start. The result does not depend on it.
+        on_episode: told the index and the record of each episode as it ends.
+
+    Raises:
+        ConfigError: an argument is wrong, or a file cannot be read or written. EnvError: the environment broke its
+            contract. WorkerError: a process of the evaluation was lost.
     """
     loaded = policy if isinstance(policy, LoadedPolicy) else load_policy(policy)
-    maker = maker_for(loaded, env).with_kwargs(**(env_kwargs or {}))
-    recorder = Recorder() if record is not None else None
-    played = play_episodes(loaded.actor, maker, episodes, seed, deterministic, recorder)
-    if recorder is not None and record is not None:
-        recorder.write(record)
-    return Evaluation(played)
+    task = Task(
+        policy_choice(loaded.actor, deterministic, seed),
+        maker_for(loaded, env).with_kwargs(**(env_kwargs or {})),
+        episodes,
+        seed,
+        keep_games or record is not None,
+        read_start(start) if isinstance(start, str) else start,
+    )
+    played = _play(task, parallel, on_episode)
+    games = [one.game for one in played if one.game is not None]
+    if record is not None:
+        write_games(record, games)
+    return Evaluation([one.record for one in played], games)
 
 
 def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> EnvMaker:
@@ -81,100 +128,55 @@ def maker_for(policy: LoadedPolicy, env: str | Callable[..., Any] | None) -> Env
     return EnvMaker(policy.env, env)
 
 
-def play_episodes(
-    actor: Actor,
-    maker: EnvMaker,
-    episodes: int,
-    seed: int,
-    deterministic: bool = True,
-    recorder: Recorder | None = None,
-) -> list[EpisodeRecord]:
-    """Episodes with seeds seed..seed+episodes-1 under an actor, many at a time."""
-    slots = min(episodes, MAX_SLOTS)
-    return play_with(
-        lambda spec: actor_choice(actor, spec, slots, deterministic, seed), maker, episodes, seed, recorder
-    )
+def _play(task: Task, parallel: int | None, on_episode: Callable[[int, EpisodeRecord], None] | None) -> list[Played]:
+    """Every episode, in the order of their indices."""
+    played: dict[int, Played] = {}
+    # One thread, as other processes have it: the last bits of a product may depend on their number.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        for ended in _shared(task, parallel):
+            for one in ended:
+                if one.index not in played and on_episode is not None:
+                    on_episode(one.index, one.record)
+                played[one.index] = one
+    return [played[index] for index in sorted(played)]
 
 
-def actor_choice(actor: Actor, spec: SlotSpec, num_slots: int, deterministic: bool, seed: int) -> Choose:
-    """How an actor chooses: the most probable action, or a draw."""
-    rng = np.random.default_rng(seed)
-    memory = Memory(spec, actor.state_size, num_slots)
-
-    def choose(observation: dict[str, Array], mask: Array | None, begins: Array) -> Array:
-        memory.begin(begins)
-        params, _ = actor.forward(memory.see(observation), memory.state)
-        if deterministic:
-            return best_actions(spec.action, params, mask)
-        action = np.empty((len(params), spec.action.num_columns), spec.action.dtype)
-        sample_actions(spec.action, params, mask, rng, action, np.empty(len(params), np.float32))
-        return action
-
-    return choose
+def _shared(task: Task, parallel: int | None) -> Iterator[list[Played]]:
+    """The episodes as they end, some of them twice where others take over from this process."""
+    if task.episodes < 1 or (parallel is not None and parallel < 1):
+        raise ConfigError(f"episodes={task.episodes} and parallel={parallel} must be 1 or more")
+    lanes = Lanes.of(task.episodes)
+    processes = min(parallel or system.available_cores(), len(lanes.tiles))
+    if processes == 1 or multiprocessing.current_process().daemon:  # which may start no others
+        return task.play(lanes)
+    if parallel is None:
+        return _handed_over(task, lanes, processes)
+    return _in_processes(task, lanes, processes)
 
 
-def random_choice(spec: SlotSpec, seed: int) -> Choose:
-    """Uniform over what the mask allows."""
+def _in_processes(task: Task, lanes: Lanes, processes: int) -> Iterator[list[Played]]:
+    from millrace.deploy.processes import Parcel, play_in_processes
 
-    def flat(observation: dict[str, Array], mask: Array | None, begins: Array) -> Array:
-        num_rows = len(next(iter(observation.values())))
-        params = np.zeros((num_rows, spec.action.num_params), np.float32)
-        action = np.empty((num_rows, spec.action.num_columns), spec.action.dtype)
-        sample_actions(spec.action, params, mask, rng, action, np.empty(num_rows, np.float32))
-        return action
-
-    rng = np.random.default_rng(seed)
-    return flat
+    return play_in_processes(Parcel(task), lanes.split(processes))
 
 
-def play_with(
-    make_choice: Callable[[SlotSpec], Choose],
-    maker: EnvMaker,
-    episodes: int,
-    seed: int,
-    recorder: Recorder | None = None,
-) -> list[EpisodeRecord]:
-    """Episodes with seeds seed..seed+episodes-1, chosen by anything that chooses.
-
-    Which slot plays which seed is settled beforehand, so that short episodes are not over-represented.
-    """
-    single = dataclasses.replace(maker, config=dataclasses.replace(maker.config, on_bad_value="refuse"))
-    num_slots = min(episodes, MAX_SLOTS)
-    env = single.make_seeded(num_slots, lambda slot, episode: seed + slot + episode * num_slots)
+def _handed_over(task: Task, lanes: Lanes, processes: int) -> Iterator[list[Played]]:
+    """Play here, where that is soon done; else others begin anew, and play what was played here as it was."""
+    begin_s, num_ended = time.perf_counter(), 0
+    playing = task.play(lanes)
+    for ended in playing:
+        yield ended
+        num_ended += len(ended)
+        gone_s = time.perf_counter() - begin_s
+        if gone_s > PATIENCE_S:
+            break
+    else:
+        return
+    is_long = gone_s * (lanes.episodes - num_ended) > WORTH_S * num_ended
     try:
-        records = _play(env, make_choice(env.spec), episodes, recorder)
-    finally:
-        env.close()
-    return [records[index] for index in range(episodes)]
-
-
-def _play(env: SlotEnv, choose: Choose, episodes: int, recorder: Recorder | None) -> dict[int, EpisodeRecord]:
-    """Records by index: a slot's k-th episode has the index slot + k * slots."""
-    layout = RolloutLayout(env.spec, 1, env.num_slots)
-    rows = EnvRows(layout.allocate(), layout).rows
-    returns = np.zeros(env.num_slots)
-    steps, played = np.zeros(env.num_slots, np.int64), np.zeros(env.num_slots, np.int64)
-    records: dict[int, EpisodeRecord] = {}
-    env.reset(rows[0])
-    row = rows[0]
-    begins, done = np.ones(env.num_slots, bool), np.zeros(env.num_slots, bool)
-    while len(records) < episodes:
-        action = choose(row.observation, row.action_mask, begins)
-        env.step(action, rows[1])
-        row = rows[1]
-        if recorder is not None:
-            recorder.step(action, row)
-        done_before, done = done, row.terminated | row.truncated
-        begins = done if env.same_step_reset else done_before
-        returns += row.reward
-        steps += row.valid
-        for slot, seed, figures in env.pop_figures():
-            index = slot + int(played[slot]) * env.num_slots
-            record = EpisodeRecord(float(returns[slot]), int(steps[slot]), seed, figures)
-            if index < episodes:
-                records[index] = record
-            if recorder is not None:
-                recorder.finish(slot, record, index if index < episodes else None)
-            played[slot] += 1
-            returns[slot], steps[slot] = 0.0, 0
-    return records
+        others = _in_processes(task, lanes, processes) if is_long else playing
+    except ConfigError:  # it cannot be shared
+        others = playing
+    if others is not playing:
+        playing.close()
+    yield from others

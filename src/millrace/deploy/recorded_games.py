@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from millrace.envs.protocol import EnvRow
-from millrace.errors import ConfigError
-from millrace.types import Array, EpisodeRecord
+from millrace.errors import ConfigError, EnvError
+from millrace.types import Array
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,29 @@ class Recorder:
 
     def __init__(self) -> None:
         self._actions: dict[int, list[list[float]]] = collections.defaultdict(list)
-        self._games: dict[int, RecordedGame] = {}
 
     def step(self, action: Array, row: EnvRow) -> None:
         """Actions [B, A], and the row that they led to; resets are no part of a game."""
         for slot in np.flatnonzero(row.valid):
             self._actions[int(slot)].append(action[slot].tolist())
 
-    def finish(self, slot: int, record: EpisodeRecord, index: int | None) -> None:
-        """The slot's episode is over; it is kept as the game of this index, or for None not at all."""
-        actions = self._actions.pop(slot)
-        if index is not None:
-            self._games[index] = RecordedGame(record.seed, actions, episode_return=record.episode_return)
+    def finish(self, slot: int, seed: int, options: Mapping[str, Any], episode_return: float) -> RecordedGame:
+        """The slot's episode, which is over."""
+        return RecordedGame(seed, self._actions.pop(slot), dict(options), episode_return)
 
-    def write(self, path: str | Path) -> int:
-        """All games in the order of their indices; how many.
 
-        Raises:
-            ConfigError: the episodes have no seeds to be played from again, or the file cannot be written.
-        """
-        games = [self._games[index] for index in sorted(self._games)]
-        if any(game.seed < 0 for game in games):
-            raise ConfigError(f"{path}: the environment draws its own seeds, so its games cannot be played again")
-        try:
-            Path(path).write_text("".join(game.to_line() for game in games), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write the games to {path}: {error.strerror}") from None
-        return len(games)
+def write_games(path: str | Path, games: Sequence[RecordedGame]) -> None:
+    """One line for each.
+
+    Raises:
+        ConfigError: the episodes have no seeds to be played from again, or the file cannot be written.
+    """
+    if any(game.seed < 0 for game in games):
+        raise ConfigError(f"{path}: the environment draws its own seeds, so its games cannot be played again")
+    try:
+        Path(path).write_text("".join(game.to_line() for game in games), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the games to {path}: {error.strerror}") from None
 
 
 def read_games(path: str | Path) -> Sequence[RecordedGame]:
@@ -101,3 +97,46 @@ def _parse(line: str, where: str) -> RecordedGame:
         raise ConfigError(
             f"{where} is not a game ({type(error).__name__}: {error}); one looks like {EXAMPLE}"
         ) from None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A state to play from: where the first `steps` actions of a game lead, in an environment that follows from its
+    seed and actions.
+
+    Attributes:
+        name: as it was asked for, for messages.
+    """
+
+    game: RecordedGame
+    steps: int
+    name: str
+
+    def elsewhere(self, steps: int, seed: int) -> EnvError:
+        """The error of an environment that did not come there."""
+        if seed < 0:
+            return EnvError(
+                f"{self.name}: this environment draws its own seeds; no recorded state leads anywhere in it"
+            )
+        return EnvError(
+            f"{self.name}: the game is over after {steps} steps here, and was not where it was recorded; play it with "
+            "the environment, arguments and wrappers of then"
+        )
+
+
+def read_start(name: str) -> Start:
+    """The state that GAMES.jsonl:EPISODE:STEP names; both are counted from 0.
+
+    Raises:
+        ConfigError: there is no such file, episode or step.
+    """
+    path, episode, step = (["", "", *name.rsplit(":", 2)])[-3:]
+    if not (path and episode.isdigit() and step.isdigit()):
+        raise ConfigError(f"{name!r} names no state; write GAMES.jsonl:EPISODE:STEP, both counted from 0")
+    games = read_games(path)
+    if int(episode) >= len(games):
+        raise ConfigError(f"{name}: {path} holds {len(games)} games; the last is {len(games) - 1}")
+    game = games[int(episode)]
+    if int(step) >= len(game.actions):
+        raise ConfigError(f"{name}: game {episode} is over after {len(game.actions)} steps; name an earlier one")
+    return Start(game, int(step), name)

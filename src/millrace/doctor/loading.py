@@ -16,7 +16,7 @@ import safetensors.numpy
 from millrace.checkpoints.sealed import FORMAT_VERSION, MANIFEST
 from millrace.collect.collector import EnvRows
 from millrace.config import EnvConfig
-from millrace.deploy.evaluate import random_choice
+from millrace.deploy.episodes import random_choice
 from millrace.deploy.onnx_policy import OnnxPolicy
 from millrace.deploy.policy import find_policy, make_actor
 from millrace.deploy.record import PolicyRecord

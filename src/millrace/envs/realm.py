@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from millrace.games.realm import RealmGame, make_game
 
 Observation = dict[str, npt.NDArray[Any]]
+DIRECTIONS = ("E", "NE", "N", "NW", "W", "SW", "S", "SE")
 
 
 def observation_space(game: RealmGame) -> spaces.Dict:
@@ -88,6 +89,10 @@ class RealmEnv(gymnasium.Env[Observation, np.int64]):  # type: ignore[misc]  # m
     def render(self) -> npt.NDArray[np.uint8] | None:
         """The present picture [H, W, 3], or None without a render mode."""
         return self.game.render(0) if self.render_mode else None
+
+    def get_action_meanings(self) -> list[str]:
+        """A word for each action, for people."""
+        return [f"{how} {direction}" for how in ("walk", "flash") for direction in DIRECTIONS]
 
     def save_state(self) -> dict[str, Any]:
         """The episode and the generator of unseeded resets, as arrays and plain values."""

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from millrace.cli.commands.eval import add_policy
+from pathlib import Path
+
+from millrace.cli.commands.eval import add_playing
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import number
 from millrace.cli.parser import Parser
 
 EXAMPLES = """\
   millrace play                                     the newest run, into its media/game.gif
-  millrace play runs/mine --out game.mp4 --seed 7   MP4 needs the extra millrace[video]"""
+  millrace play runs/mine --out game.mp4 --seed 7   MP4 needs the extra millrace[video]
+  millrace play runs/mine --out strip.png --frames 6
+
+Beside the game stand its return, the value and how probable each action is to the policy; --plain leaves them out."""
 
 
 def parser() -> Parser:
     """The options of `play`."""
     options = Parser("play", f"{COMMANDS['play'].capitalize()}.", EXAMPLES)
-    add_policy(options)
-    options.add_argument("--out", metavar="FILE", help="where to: NAME.gif or NAME.mp4 [RUN/media/game.gif]")
+    options.add_argument("run", metavar="RUN", nargs="?", help="a run or a checkpoint; the newest run if left out")
+    add_playing(options)
+    options.add_argument("--out", metavar="FILE", help="where to: NAME.gif, .mp4 or .png [RUN/media/game.gif]")
     options.add_argument("--fps", type=int, default=20, metavar="INT", help="pictures a second [20]")
+    options.add_argument("--plain", action="store_true", help="the game alone")
+    options.add_argument("--frames", type=int, default=9, metavar="INT", help="pictures in a PNG, evenly spaced [9]")
     return options
 
 
@@ -30,12 +38,19 @@ def run(words: list[str]) -> int:
     policy = load_policy(arguments.run)
     target, episode_return = play(
         policy,
-        arguments.out or policy.checkpoint.parent.parent / "media" / "game.gif",
+        arguments.out or _default_target(policy.checkpoint),
         arguments.env,
         seed=arguments.seed,
         fps=arguments.fps,
         deterministic=not arguments.stochastic,
         env_kwargs=arguments.settings.get("env.kwargs"),
+        plain=arguments.plain,
+        frames=arguments.frames,
     )
     print(f"{target}: one episode, return {number(episode_return)}")
     return 0
+
+
+def _default_target(source: Path) -> Path:
+    """In the run of a checkpoint; beside an exported file."""
+    return source.with_suffix(".gif") if source.is_file() else source.parent.parent / "media" / "game.gif"
