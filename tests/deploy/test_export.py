@@ -85,6 +85,12 @@ def test_an_exported_policy_plays_the_same_games(suffix, run, tmp_path):
     np.testing.assert_array_equal(millrace.evaluate(loaded, episodes=5).returns, inside.returns)
 
 
+def test_a_graph_plays_in_several_processes_as_in_one(run, tmp_path):
+    graph = millrace.export_policy(run, tmp_path / "policy.onnx").path
+    one, two = (millrace.evaluate(graph, episodes=32, parallel=n) for n in (1, 2))
+    np.testing.assert_array_equal(one.returns, two.returns)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_holds_every_kind_of_network(kind, tmp_path):
     record, policy = made(kind)

@@ -63,7 +63,7 @@ class OnnxPolicy:
 
     def make_actor(self, spec: SlotSpec) -> OnnxActor:
         """What acts."""
-        return OnnxActor(self._session, spec)
+        return OnnxActor(self, self._session, spec)
 
     def run(self, outputs: list[str], inputs: dict[str, Array]) -> list[Array]:
         """Outputs of the graph by name."""
@@ -121,13 +121,17 @@ def digest_entry(content: bytes) -> bytes:
 class OnnxActor:
     """An `Actor` by ONNX Runtime, whose weights came with the graph."""
 
-    def __init__(self, session: Any, spec: SlotSpec) -> None:
-        self._session, self._spec = session, spec
+    def __init__(self, file: OnnxPolicy, session: Any, spec: SlotSpec) -> None:
+        self._file, self._session, self._spec = file, session, spec
         inputs = {value.name: value.shape for value in session.get_inputs()}
         self.state_size = int(inputs["state"][1]) if "state" in inputs else 0
         self.index: WeightsIndex = ()
         self._outputs = ["params", "value", *(["next_state"] if self.state_size else [])]
         self._constant: dict[str, Array] = {}
+
+    def __reduce__(self) -> Any:
+        """To other processes it travels as its file's name, for sessions do not."""
+        return _actor_of, (self._file.path, self._spec)
 
     def load(self, weights: Array) -> None:
         """Nothing: there are none to take."""
@@ -149,6 +153,10 @@ class OnnxActor:
             if self._spec.has_action_mask:
                 self._constant["action_mask"] = np.ones((num_rows, self._spec.num_mask_bits), bool)
         return self._constant
+
+
+def _actor_of(path: Path, spec: SlotSpec) -> OnnxActor:
+    return OnnxPolicy(path).make_actor(spec)
 
 
 def input_name(key: str) -> str:
