@@ -21,6 +21,7 @@ from millrace import system
 from millrace.collect.processes import bare_main
 from millrace.collect.worker import exit_with_parent
 from millrace.deploy.episodes import Lanes, Played, Task
+from millrace.envs.envpool import is_envpool
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, EnvError, WorkerError
 
@@ -41,8 +42,8 @@ class Parcel:
     def __init__(self, task: Task) -> None:
         if _draws_its_own_seeds(task.maker):
             raise ConfigError(
-                "a vector environment of your own draws its own seeds, so that its episodes cannot be shared among "
-                f"processes; {ALONE}"
+                "a vector environment of your own, or EnvPool's, draws its own seeds, so that its episodes cannot be "
+                f"shared among processes; {ALONE}"
             )
         try:
             self.content: bytes = cloudpickle.dumps(task)
@@ -53,6 +54,8 @@ class Parcel:
 
 
 def _draws_its_own_seeds(maker: EnvMaker) -> bool:
+    if is_envpool(maker.config.id):
+        return True
     if maker.factory is None and ":" not in maker.config.id and not maker.config.wrappers:
         return False  # registered environments take seeds
     env = maker.make_single()
