@@ -276,3 +276,13 @@ def test_a_truncated_exported_policy_is_to_be_copied_again(newest: Path, num_byt
     last = list(found(path).values())[-1]
     assert (last.level, last.exit_code) == ("error", 4)
     assert last.remedy == "copy or export it again"
+
+
+def test_a_missing_library_is_to_be_installed():
+    from millrace.doctor.loading import stuck
+    from millrace.errors import MissingExtraError
+
+    finding = stuck("manifest", MissingExtraError("onnxruntime", "onnx", "running x.onnx"), "copy or export it again")
+    assert finding.what == "running x.onnx needs onnxruntime, which is not installed"
+    assert finding.remedy == "pip install 'millrace[onnx]'"
+    assert finding.exit_code == MissingExtraError.exit_code

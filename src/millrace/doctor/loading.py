@@ -23,7 +23,7 @@ from millrace.deploy.record import PolicyRecord
 from millrace.doctor.findings import Finding
 from millrace.envs.make import EnvMaker
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves
-from millrace.errors import CheckpointError, EnvError, MillraceError
+from millrace.errors import CheckpointError, EnvError, MillraceError, MissingExtraError
 from millrace.nets.actor import Actor, ActorMaker
 from millrace.nets.inputs import WeightsIndex
 from millrace.nets.memory import Memory
@@ -290,6 +290,9 @@ def without_env(path: Path) -> str:
 
 def stuck(stage: str, error: Exception, elsewhere: str) -> Finding:
     """What ended a stage, as a finding."""
+    if isinstance(error, MissingExtraError):
+        what, _, remedy = str(error).partition(": ")
+        return Finding("error", stage, what, remedy, exit_code=error.exit_code)
     if isinstance(error, MillraceError):
         return Finding("error", stage, _without(error, elsewhere), elsewhere, exit_code=error.exit_code)
     what = f"{type(error).__name__}: {error}"
