@@ -46,6 +46,7 @@ def test_hostile_files_are_refused_or_loaded_and_do_nothing_else(count, whole_fi
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     assert "FINDING" not in counts, done.stdout
+    assert len(done.stdout.splitlines()) == 1, "a library wrote something: " + done.stdout
     assert counts["refused"] + counts["loaded"] == count
     assert counts["refused"] > count / 2
     assert counts["peak_mb"] < MAX_MEMORY_MB

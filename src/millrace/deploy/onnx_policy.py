@@ -88,7 +88,8 @@ class OnnxPolicy:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            # Its fallback prints, and tries the same again.
+            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except Exception as error:  # its exceptions have no common base
             raise CheckpointError(f"{self.path} is not a policy that ONNX Runtime runs: {brief(error)}") from None
 
