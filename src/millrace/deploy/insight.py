@@ -99,15 +99,15 @@ def decide(
     policy: LoadedPolicy, obs: Any, state: Memory, *, action_mask: Array | None = None, deterministic: bool = True
 ) -> tuple[Any, Insight]:
     """What `policy.act` gives for one observation, and why; the arguments are the same."""
-    arrays, mask, _ = policy._arrays(obs, action_mask)
-    params, value = policy._forward(arrays, state)
-    action = policy._choose(params, mask, deterministic)[0]
-    return policy._convert(action), insight(
+    arrays, mask, _ = policy.arrays(obs, action_mask)
+    params, value = policy.forward(arrays, state)
+    action = policy.choose(params, mask, deterministic)[0]
+    return policy.to_env(action), insight(
         policy.spec.action, params[0], value[0], action, None if mask is None else mask[0]
     )
 
 
 def judge(policy: LoadedPolicy, arrays: dict[str, Array], state: Memory, action: Array, mask: Array | None) -> Insight:
     """What the policy makes of an action [A] that somebody took, on observations [1, ...] and their mask [1, M]."""
-    params, value = policy._forward(arrays, state)
+    params, value = policy.forward(arrays, state)
     return insight(policy.spec.action, params[0], value[0], action, None if mask is None else mask[0])

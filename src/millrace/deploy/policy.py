@@ -55,7 +55,7 @@ class LoadedPolicy:
         self.env, self.spec = record.env, record.spec
         self.actor = actor
         self._leaves = leaves(record.observation_space)
-        self._convert = action_converter(record.action_space)
+        self.to_env = action_converter(record.action_space)
         self._rng = np.random.default_rng(0)
         self.has_memory = not self.new_state().is_empty
 
@@ -80,17 +80,22 @@ class LoadedPolicy:
         Raises:
             ValueError: a shape that does not fit, or a policy with memory without a state.
         """
-        arrays, mask, is_batch = self._arrays(obs, action_mask)
-        params, _ = self._forward(arrays, state)
-        columns = self._choose(params, mask, deterministic)
-        actions = [self._convert(row) for row in columns]
+        arrays, mask, is_batch = self.arrays(obs, action_mask)
+        params, _ = self.forward(arrays, state)
+        columns = self.choose(params, mask, deterministic)
+        actions = [self.to_env(row) for row in columns]
         return actions if is_batch else actions[0]
 
     def value(self, obs: Any, state: Memory | None = None) -> Array:
         """The value estimates [N] of one observation or a batch; `state` as in `act`, updated too."""
-        return self._forward(self._arrays(obs, None)[0], state)[1]
+        return self.forward(self.arrays(obs, None)[0], state)[1]
 
-    def _forward(self, arrays: dict[str, Array], state: Memory | None) -> tuple[Array, Array]:
+    def forward(self, arrays: dict[str, Array], state: Memory | None) -> tuple[Array, Array]:
+        """Distribution parameters [N, P] and values [N] for what `arrays` gives; `state` is updated.
+
+        Raises:
+            ValueError: a policy with memory without a state, or a state of other slots.
+        """
         if state is None:
             if self.has_memory:
                 raise ValueError(
@@ -102,7 +107,8 @@ class LoadedPolicy:
             raise ValueError(f"the state is of {len(state.age)} slots, the observation of {num_rows}")
         return self.actor.forward(state.see(arrays), state.state)
 
-    def _choose(self, params: Array, mask: Array | None, deterministic: bool) -> Array:
+    def choose(self, params: Array, mask: Array | None, deterministic: bool) -> Array:
+        """Action columns [N, A] from parameters [N, P]; `to_env` makes of one row what `env.step` wants."""
         spec = self.spec.action
         if deterministic:
             return best_actions(spec, params, mask)
@@ -110,7 +116,12 @@ class LoadedPolicy:
         sample_actions(spec, params, mask, self._rng, action, log_prob)
         return action
 
-    def _arrays(self, obs: Any, mask: Array | None) -> tuple[dict[str, Array], Array | None, bool]:
+    def arrays(self, obs: Any, mask: Array | None) -> tuple[dict[str, Array], Array | None, bool]:
+        """An observation as the network takes it [N, ...], by key; its action mask [N, M]; whether it is a batch.
+
+        Raises:
+            ValueError: a shape that does not fit the observation space.
+        """
         arrays, is_batch = {}, False
         for name, path, space in self._leaves:
             value = leaf_value(obs, path, space)
