@@ -170,11 +170,15 @@ def test_continuous_samples_have_the_policys_deviation_and_keep_their_bounds(tmp
     assert np.abs(sampled).max() <= 1
 
 
-def test_a_graph_that_differs_is_not_left_behind(tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_left_behind_and_takes_no_earlier_ones_place(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "parity", lambda file, policy: 2e-5)
-    with pytest.raises(CheckpointError, match="differ from the policy's by 2e-05"):
-        onnx_export.export_onnx(tmp_path / "policy.onnx", *made("dense"), SOME)
-    assert not list(tmp_path.iterdir())
+    earlier = tmp_path / "policy.onnx"
+    for content in (None, b"an earlier export"):
+        if content is not None:
+            earlier.write_bytes(content)
+        with pytest.raises(CheckpointError, match="differ from the policy's by 2e-05"):
+            onnx_export.export_onnx(earlier, *made("dense"), SOME)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if content is None else [content])
 
 
 def test_parity_sees_another_weight(tmp_path):

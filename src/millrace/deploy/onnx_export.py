@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +60,17 @@ def export_onnx(path: Path, record: PolicyRecord, policy: Policy, manifest: dict
         )
     graph.metadata_props.update({MANIFEST_KEY: json.dumps(manifest), POLICY_KEY: json.dumps(record.to_json())})
     content = _serialised(graph)
-    write_whole(path, content + digest_entry(content))
-    difference = parity(OnnxPolicy(path), policy)
+    content += digest_entry(content)
+    with tempfile.TemporaryDirectory() as folder:  # what stands at the path stays until this one is known to be good
+        draft = Path(folder, path.name)
+        write_whole(draft, content)
+        difference = parity(OnnxPolicy(draft), policy)
     if difference > PARITY_TOLERANCE:
-        path.unlink()
         raise CheckpointError(
             f"the graph's outputs differ from the policy's by {difference:.2g}, more than {PARITY_TOLERANCE:g}: {path} "
             "was not written"
         )
+    write_whole(path, content)
     return difference
 
 
