@@ -14,7 +14,7 @@ from helpers import quick_train
 from millrace.deploy.insight import insight
 from millrace.deploy.panel import CHOSEN, WIDTH, Panel, Shot
 from millrace.deploy.play import Film
-from millrace.errors import ConfigError
+from millrace.errors import ConfigError, MillraceError
 from millrace.types import ActionSpec
 from toys import Everything, Masked, Recall
 
@@ -116,3 +116,16 @@ def test_actions_have_the_names_that_the_game_gives_them() -> None:
     names = gym.make("millrace/RealmMini-v0").unwrapped.get_action_meanings()
     assert len(names) == len(set(names)) == 16
     assert [names[0], names[2], names[12]] == ["walk E", "walk N", "flash W"]
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_no_half_film(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    quick_train(lambda: Drawn(Recall(3)), run_dir, {"stop.updates": 1}, backend="serial")
+
+    def full(self, target, *arguments, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(MillraceError, match=r"cannot write .*game\.gif: No space left on device; choose another --out"):
+        millrace.play(run_dir, tmp_path / "game.gif", lambda render_mode=None: Drawn(Recall(3)))
+    assert not list(tmp_path.glob("game*"))

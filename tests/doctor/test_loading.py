@@ -83,7 +83,7 @@ def test_a_truncated_file_is_found_by_its_digest(newest: Path, name: str) -> Non
 
 def test_a_truncated_manifest_is_an_error(newest: Path) -> None:
     (newest / "manifest.json").write_text('{"format_version": 1, ')
-    assert "not a whole checkpoint" in found(newest)["manifest"].what
+    assert "is not whole" in found(newest)["manifest"].what
 
 
 def test_without_a_manifest_the_files_are_judged_by_themselves(newest: Path) -> None:

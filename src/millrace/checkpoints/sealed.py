@@ -53,7 +53,7 @@ class SealedFiles:
                 f"millrace {writer:.40}; install that or a later one"
             )
         if version < 1:
-            raise CheckpointError(f"{self._where} is not a whole checkpoint: there is no format {version}")
+            raise CheckpointError(f"{self._where} is not whole: there is no format {version}")
         return manifest
 
     def verify(self, part: str = "") -> dict[str, Any]:
@@ -94,7 +94,7 @@ class SealedFiles:
         return content
 
     def _broken(self, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self._where} is not a whole checkpoint: {brief(error)}")
+        return CheckpointError(f"{self._where} is not whole: {brief(error)}")
 
 
 def brief(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from millrace.deploy.insight import decide
 from millrace.deploy.panel import Panel, Shot, contact_sheet
 from millrace.deploy.policy import LoadedPolicy, load_policy
 from millrace.envs.spaces import MASK_KEY
-from millrace.errors import ConfigError, EnvError, MissingExtraError
+from millrace.errors import ConfigError, EnvError, MillraceError, MissingExtraError
 from millrace.types import Array
 
 MAX_STEPS = 10_000
@@ -47,7 +48,7 @@ def play(
         frames: how many pictures a PNG holds, evenly spaced.
 
     Raises:
-        ConfigError: another file type. EnvError: the environment gives no pictures.
+        MillraceError: the disk is full. ConfigError: another file type. EnvError: the environment gives no pictures.
     """
     target = Path(out)
     if target.suffix not in (".gif", ".mp4", ".png"):
@@ -58,8 +59,13 @@ def play(
     maker = maker_for(loaded, env).with_kwargs(**(env_kwargs or {}))
     game = _record(loaded, maker.make_single(render_mode="rgb_array"), seed, deterministic)
     shots = game.shots if target.suffix != ".png" else _evenly(game.shots, frames)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, _plain(shots) if plain else _with_panel(loaded, game, shots), fps)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, _plain(shots) if plain else _with_panel(loaded, game, shots), fps)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            target.unlink(missing_ok=True)  # half a film
+        raise MillraceError(f"cannot write {target}: {error.strerror or error}; choose another --out") from None
     return target, game.shots[-1].return_so_far
 
 
