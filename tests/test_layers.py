@@ -24,10 +24,11 @@ KNOWS: dict[str, set[str] | str] = {
     "config": {"errors", "types"},  # types for `require`
     "system": {"errors"},
     "ops": {"types"},
-    "games": {"types"},
+    "compiled": set(),
+    "games": {"types", "compiled"},
     "nets": {"types", "ops", "config", "errors"},
     "envs": {"types", "games", "config", "errors"},
-    "buffer": {"types", "system"},
+    "buffer": {"types", "system", "compiled"},
     "collect": {"types", "errors", "config", "system", "envs", "nets", "ops", "buffer"},
     "learner": {"types", "errors", "config", "system", "ops", "nets", "buffer"},
     "checkpoints": {"types", "errors", "config", "system"},
@@ -66,6 +67,7 @@ OPTIONAL = {
     "psutil": set(),
 }
 TORCH_FREE_ROOMS = [
+    "compiled",
     "envs",
     "games",
     "collect",
@@ -188,6 +190,7 @@ def modules_after(code: str) -> set[str]:
         ("import millrace.envs.make", {"torch", "numba"}),
         ("import millrace.deploy.policy", {"torch", "numba"}),
         ("import millrace.collect.worker, millrace.collect.processes", {"torch", "numba", "rich", "tensorboard"}),
+        ("import millrace.buffer.queue, millrace.buffer.slab", {"torch", "numba"}),
         ("import millrace.training", {"tensorboard", "rich", "PIL", "imageio"}),
         ("import millrace.experiments.seeds, millrace.experiments.sweep", {"rich", "PIL", "tensorboard"}),
     ],

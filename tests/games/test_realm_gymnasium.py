@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from numba.core.caching import CacheImpl
 
+from millrace.compiled import kernel
 from millrace.envs.realm import RealmEnv, RealmVectorEnv
 from millrace.envs.registration import register_envs
-from millrace.games.compiled import kernel
 from millrace.games.realm import make_game
 from millrace.games.realm.oracle import oracle_actions
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.compiled import inlined, kernel
+from millrace.compiled import inlined, kernel
 from millrace.games.realm.rules import (
     BUFF_ID,
     CELL_UNITS,

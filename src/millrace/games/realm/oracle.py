@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.compiled import kernel
+from millrace.compiled import kernel
 from millrace.games.realm.game import RealmGame, make_game
 from millrace.games.realm.kernels import (
     RUNNING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from millrace.games.compiled import kernel
+from millrace.compiled import kernel
 from millrace.games.realm.game import RealmGame
 from millrace.games.realm.kernels import (
     RUNNING,

@@ -1,4 +1,4 @@
-"""The one way game code is compiled: Numba without the interpreter, kept on disk where that is possible."""
+"""How Python becomes machine code here: Numba without the interpreter, kept on disk where that is possible."""
 
 from __future__ import annotations
 
