@@ -191,6 +191,7 @@ def modules_after(code: str) -> set[str]:
         ("import millrace.deploy.policy", {"torch", "numba"}),
         ("import millrace.collect.worker, millrace.collect.processes", {"torch", "numba", "rich", "tensorboard"}),
         ("import millrace.buffer.queue, millrace.buffer.slab", {"torch", "numba"}),
+        ("import millrace.buffer.samplers, millrace.buffer.rate_limiter", {"torch", "numba"}),
         ("import millrace.training", {"tensorboard", "rich", "PIL", "imageio"}),
         ("import millrace.experiments.seeds, millrace.experiments.sweep", {"rich", "PIL", "tensorboard"}),
     ],
