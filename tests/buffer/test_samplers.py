@@ -103,6 +103,12 @@ def test_the_first_in_is_the_first_out():
     assert [drawn(sampler, 2), drawn(sampler, 2), drawn(sampler, 4)] == [[9, 3], [30, 1], [9, 3, 30, 1]]
 
 
+def test_many_places_filled_in_any_order_come_out_in_that_order():
+    sampler, keys = Fifo(3000), np.random.default_rng(0).permutation(3000)
+    sampler.insert(keys)
+    assert [key for _ in range(5) for key in drawn(sampler, 600)] == keys.tolist()
+
+
 def test_what_was_drawn_least_often_goes_before_what_is_oldest():
     sampler = Fifo(NUM_KEYS)
     sampler.insert(keys_of(0, 1, 2))

@@ -1,1 +1,1 @@
-"""Rollouts between collecting and learning: a slab of fixed slots, and the queue of those that are ready."""
+"""Rollouts between collecting and learning: places for them, the queue of those that are ready, parts of a replay."""

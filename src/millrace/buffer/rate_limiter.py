@@ -57,7 +57,8 @@ class RateLimiter:
 def smallest_error(samples_per_insert: float, batch_size: int, insert_size: int) -> float:
     """The least `error` with which inserting and sampling can never wait for each other for ever.
 
-    Reverb's rule: room for one batch of samples, and for what one insert of `insert_size` items makes owed.
+    Reverb's rule, with batches in the place of single items: room for one batch of samples, and for the samples that
+    one insert of `insert_size` items makes owed.
     """
     return 0.0 if math.isinf(samples_per_insert) else max(batch_size, samples_per_insert * insert_size)
 
