@@ -96,6 +96,16 @@ class CollectConfig:
     """Added to the workers' niceness (0..19), so that they give way to other programs; 0 = as this process."""
     action_log_steps: int = 20_000
     """Actions kept per slot so that a crash can be replayed; 0 turns the log off."""
+    deterministic: bool = False
+    """Update u learns wholly from the policy of update u - `max_policy_lag`: asynchronous, yet the same every time."""
+    publish_every_updates: int = 1
+    """Collectors get new weights after this many updates."""
+    publish_every_s: float = 0.0
+    """And not before this many seconds have passed; for replay only."""
+    exploration_tiers: tuple[float, ...] = ()
+    """Temperatures of the acting policy, dealt out to the workers in turn: `[1.0, 1.5]`; empty = 1 for all."""
+    emphasis: float = 0.0
+    """Rows of workers with better-than-average episodes weigh more: `exp(emphasis x deviations above)`; 0 = off."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"collect.workers={self.workers} must be 0 (auto) or more")
@@ -103,8 +113,70 @@ class CollectConfig:
         require(self.rollout_steps >= 0, f"collect.rollout_steps={self.rollout_steps} must be 0 (auto) or more")
         require(self.max_policy_lag >= -1, f"collect.max_policy_lag={self.max_policy_lag} must be -1 (auto) or more")
         require(0 <= self.worker_nice <= 19, f"collect.worker_nice={self.worker_nice} must lie in 0..19")
+        require(
+            self.publish_every_updates >= 1, f"collect.publish_every_updates={self.publish_every_updates} must be 1+"
+        )
+        require(self.publish_every_s >= 0, f"collect.publish_every_s={self.publish_every_s} must be 0 (off) or more")
+        require(
+            all(temperature > 0 for temperature in self.exploration_tiers),
+            f"collect.exploration_tiers={self.exploration_tiers} must be temperatures above 0; try [1.0, 1.5]",
+        )
+        require(self.emphasis >= 0, f"collect.emphasis={self.emphasis} must be 0 (off) or more; try 0.5")
         require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")
         require(self.start_timeout_s > 0, f"collect.start_timeout_s={self.start_timeout_s} must be above 0")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Experience learned from more than once. An item is one slot's column of a rollout, or one step."""
+
+    sampler: Literal["fifo", "uniform", "prioritized"] = "fifo"
+    """`fifo`: in order of arrival, which with `samples_per_insert` 1 is a queue and no replay at all."""
+    item: Literal["column", "step"] = "column"
+    """What is drawn: a slot's column of `collect.rollout_steps` steps, or a single step."""
+    samples_per_insert: float = 1.0
+    """How often an item is drawn on average; epochs multiply it. `inf` lets the learner run free."""
+    capacity_items: int = 0
+    """Items that are held; 0 = auto: 10 batches of columns, 100,000 steps."""
+    min_size_items: int = 0
+    """Items that must be held before the first is drawn; 0 = auto: one batch."""
+    preload_s: float = 0.0
+    """Seconds that must have passed before the first is drawn."""
+    batch_size_items: int = 0
+    """Items drawn for one update; 0 = auto: a column of every slot, or 256 steps."""
+    error_items: float = 0.0
+    """How far draws may be from `samples_per_insert` times inserts, in draws; 0 = auto: as little as cannot block."""
+    when_full: Literal["overwrite", "block"] = "overwrite"
+    """A full buffer overwrites its oldest rollout, or collectors wait until items drawn often enough have left."""
+    alpha: float = 0.6
+    """`prioritized`: chances go by priority to this power; 0 is uniform (Schaul 2016)."""
+    beta: float = 0.4
+    """`prioritized`: power of the importance weights at the start; grows to 1 at `total_env_steps` (Schaul 2016)."""
+    priority: Literal["advantage", "td_error"] = "td_error"
+    """What makes an item worth drawing: its absolute advantage or temporal-difference error."""
+    eta: float = 0.9
+    """A column's priority: this share of its largest, the rest of its mean (Kapturowski 2019)."""
+    burn_in_steps: int = 0
+    """First steps of a column that only bring a recurrent state up to date and are not learned from."""
+    refresh_rollouts: int = 1
+    """`item = "step"`: rollouts whose advantages are computed anew at each update, those longest without first."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is learned from more than once, or in another order than it came."""
+        return self.sampler != "fifo" or self.samples_per_insert != 1.0 or self.item == "step"
+
+    def __post_init__(self) -> None:
+        require(self.samples_per_insert > 0, f"replay.samples_per_insert={self.samples_per_insert} must be above 0")
+        for name in ("capacity_items", "min_size_items", "batch_size_items", "error_items", "preload_s"):
+            require(getattr(self, name) >= 0, f"replay.{name}={getattr(self, name)} must be 0 or more")
+        for name in ("alpha", "beta", "eta"):
+            require(0 <= getattr(self, name) <= 1, f"replay.{name}={getattr(self, name)} must lie in 0..1")
+        require(
+            self.sampler != "fifo" or self.samples_per_insert >= 1,
+            f"replay.samples_per_insert={self.samples_per_insert} under 1 skips items, which `fifo` does not; "
+            'use replay.sampler="uniform"',
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +251,21 @@ class PPOConfig:
     """Rewards are clipped to plus and minus this, last of all; 0 = not."""
     recompute_advantage: bool = False
     """Compute values and advantages anew before each epoch after the first (Andrychowicz 2020)."""
+    objective: Literal["auto", "clip", "proximal", "decoupled"] = "auto"
+    """What the clipped ratio is of: the acting policy (`clip`), the policy before the update, uncorrected (`proximal`)
+    or corrected by importance (`decoupled`, Hilton 2021); auto: `clip` up to a lag of 2, else `decoupled`."""
+    targets: Literal["auto", "gae", "vtrace", "clipped_gae"] = "auto"
+    """How advantages come about; auto: `gae` up to a lag of 2, else `vtrace`, which corrects for the acting policy."""
+    values: Literal["auto", "actor", "learner"] = "auto"
+    """Whose values targets start from: the actor's, or the learner's at the update; auto: as `targets` wants them."""
+    rho_bar: float = 1.0
+    """`vtrace`, `clipped_gae`: largest ratio that weighs a temporal difference (Espeholt 2018)."""
+    c_bar: float = 1.0
+    """`vtrace`, `clipped_gae`: largest ratio that carries differences back (Espeholt 2018)."""
+    ratio_cap: float = 100.0
+    """Largest ratio of present to acting policy in the objective; beyond it there is no gradient (Hilton 2021)."""
+    age_weight: float = 1.0
+    """Rows weigh this to the power of their policy's age in updates; 1 = all the same."""
     target_kl: float = 0.0
     """Stop the epochs of an update when the approximate KL exceeds this; 0 = never."""
     threads: int = 0
@@ -203,6 +290,11 @@ class PPOConfig:
         require(self.dual_clip == 0 or self.dual_clip > 1, f"ppo.dual_clip={self.dual_clip} must be 0 (off) or above 1")
         require(self.reward_clip >= 0, f"ppo.reward_clip={self.reward_clip} must be 0 (off) or more")
         require(self.value_clip >= 0, f"ppo.value_clip={self.value_clip} must be 0 or more")
+        require(
+            self.rho_bar >= self.c_bar > 0, f"ppo.c_bar={self.c_bar} must be above 0, up to ppo.rho_bar={self.rho_bar}"
+        )
+        require(self.ratio_cap > 1, f"ppo.ratio_cap={self.ratio_cap} must be above 1")
+        require(0 < self.age_weight <= 1, f"ppo.age_weight={self.age_weight} must lie above 0, up to 1")
         require(self.max_grad_norm > 0, f"ppo.max_grad_norm={self.max_grad_norm} must be above 0")
 
 
@@ -310,6 +402,7 @@ class Config:
 
     env: EnvConfig = field(default_factory=EnvConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     net: NetConfig = field(default_factory=NetConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     rnd: RNDConfig = field(default_factory=RNDConfig)

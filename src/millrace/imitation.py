@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from millrace.buffer.queue import Batch, Item
+from millrace.buffer.batch import Batch, Item
 from millrace.collect.collector import Collector, Player
 from millrace.config import Config
 from millrace.deploy.recorded_games import read_games

@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium as gym
 
 from millrace import system
+from millrace.buffer.rate_limiter import checked, smallest_error
 from millrace.collect.collector import EnvRows
-from millrace.config import CollectConfig, Config, PPOConfig
+from millrace.config import CollectConfig, Config, PPOConfig, ReplayConfig
 from millrace.envs.game_slots import GameSlots
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import SlotEnv
@@ -18,6 +19,11 @@ from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError
 from millrace.nets.inputs import image_keys
 from millrace.types import RolloutLayout, SlotSpec
+
+MOST_LAG_UNCORRECTED = 2
+"""Up to here plain GAE and the clipped ratio hold their own (docs/staleness.md)."""
+ANY_LAG = 1_000_000
+"""Replayed rows may be of any age: what is watched is how far the policy has moved since."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +76,121 @@ def resolve(config: Config, probe: Probe) -> Config:
         ConfigError: settings that contradict each other.
     """
     config = replace(config, collect=_collect(config, probe))
+    if config.replay.is_on:
+        config = replace(config, replay=resolve_replay(config))
+    _refuse_contradictions(config)
     config = replace(config, ppo=_ppo(config, probe), device=_device(config, probe))
-    collect, ppo = config.collect, config.ppo
-    batch = batch_size_rows(config)
+    config = replace(config, ppo=_correction(config))
+    ppo, batch = config.ppo, batch_size_rows(config)
     if batch % ppo.minibatch_size:
         near = max(size for size in range(1, min(ppo.minibatch_size, batch) + 1) if batch % size == 0)
         raise ConfigError(
             f"ppo.minibatch_size={ppo.minibatch_size} does not divide the batch of {batch} rows "
-            f"({collect.workers} workers x {collect.envs_per_worker} slots x {collect.rollout_steps} steps); try {near}"
+            f"({batch_in_words(config)}); try {near}"
         )
     return config
 
 
+def batch_size_columns(config: Config) -> int:
+    """Columns side by side in one update: a slot's rollout each, or a single step."""
+    return config.replay.batch_size_items or config.collect.workers * config.collect.envs_per_worker
+
+
 def batch_size_rows(config: Config) -> int:
-    """Rows of one update: workers x slots x steps."""
-    return config.collect.workers * config.collect.envs_per_worker * config.collect.rollout_steps
+    """Rows of one update: columns x steps."""
+    return batch_size_columns(config) * (1 if config.replay.item == "step" else config.collect.rollout_steps)
+
+
+def batch_in_words(config: Config) -> str:
+    """What the rows of one update are made of."""
+    collect, replay = config.collect, config.replay
+    if not replay.is_on:
+        return f"{collect.workers} workers x {collect.envs_per_worker} slots x {collect.rollout_steps} steps"
+    if replay.item == "step":
+        return f"{replay.batch_size_items} steps drawn"
+    return f"{replay.batch_size_items} columns drawn x {collect.rollout_steps} steps"
+
+
+def items_per_rollout(config: Config) -> int:
+    """Replay items that come with one rollout of a worker."""
+    collect = config.collect
+    return collect.envs_per_worker * (collect.rollout_steps if config.replay.item == "step" else 1)
+
+
+def resolve_replay(config: Config) -> ReplayConfig:
+    """Sizes of the buffer in items, the capacity in whole rollouts.
+
+    Raises:
+        ConfigError: draws and inserts could come to wait for each other.
+    """
+    replay, collect = config.replay, config.collect
+    is_step, per_rollout = replay.item == "step", items_per_rollout(config)
+    batch = replay.batch_size_items or (256 if is_step else collect.workers * collect.envs_per_worker)
+    wanted = replay.capacity_items or (100_000 if is_step else 10 * batch)
+    capacity = -(-wanted // per_rollout) * per_rollout
+    min_size = replay.min_size_items or batch
+    error = replay.error_items or smallest_error(replay.samples_per_insert, batch, per_rollout)
+    checked(replay.samples_per_insert, min_size, error, capacity=capacity, batch_size=batch, insert_size=per_rollout)
+    return replace(replay, batch_size_items=batch, capacity_items=capacity, min_size_items=min_size, error_items=error)
+
+
+def _refuse_contradictions(config: Config) -> None:
+    """Settings that are each right and do not go together."""
+    collect, replay = config.collect, config.replay
+    ahead = collect.publish_every_updates - 1
+    has_memory = config.net.memory != "none"
+    for is_wrong, sentence in (
+        (
+            replay.is_on and collect.deterministic,
+            "collect.deterministic=true wants each rollout used once, in turn; leave the [replay] settings out",
+        ),
+        (
+            collect.publish_every_s and not replay.is_on,
+            f"collect.publish_every_s={collect.publish_every_s} is for replay, where no lag bounds a policy's age; "
+            "use collect.publish_every_updates",
+        ),
+        (
+            not replay.is_on and ahead > collect.max_policy_lag,
+            f"collect.publish_every_updates={collect.publish_every_updates} makes acting policies {ahead} updates old; "
+            f"use collect.max_policy_lag={ahead} or more",
+        ),
+        (
+            replay.item == "step" and has_memory,
+            f'net.memory={config.net.memory} learns from whole sequences; use replay.item="column"',
+        ),
+        (
+            replay.is_on and config.rnd.coef,
+            f"rnd.coef={config.rnd.coef} gives novelty as it is when a step is learned from, which replay makes stale; "
+            "use rnd.coef=0 or leave the [replay] settings out",
+        ),
+        (
+            replay.burn_in_steps and not has_memory,
+            f"replay.burn_in_steps={replay.burn_in_steps} brings a recurrent state up to date; set net.memory, or 0",
+        ),
+        (
+            replay.burn_in_steps >= collect.rollout_steps,
+            f"replay.burn_in_steps={replay.burn_in_steps} leaves nothing of collect.rollout_steps="
+            f"{collect.rollout_steps} to learn from",
+        ),
+        (
+            bool(collect.exploration_tiers) and config.ppo.objective not in ("auto", "decoupled"),
+            f"collect.exploration_tiers act otherwise than the policy that learns, which ppo.objective="
+            f'"{config.ppo.objective}" does not correct for; use "decoupled"',
+        ),
+    ):
+        if is_wrong:
+            raise ConfigError(sentence)
+
+
+def _correction(config: Config) -> PPOConfig:
+    """What corrects for the difference between the acting and the learning policy, from lag and reuse."""
+    ppo, collect, replay = config.ppo, config.collect, config.replay
+    is_stale = replay.is_on or collect.max_policy_lag > MOST_LAG_UNCORRECTED
+    targets = ppo.targets if ppo.targets != "auto" else "vtrace" if is_stale else "gae"
+    is_decoupled = is_stale or bool(collect.exploration_tiers)
+    objective = ppo.objective if ppo.objective != "auto" else "decoupled" if is_decoupled else "clip"
+    values = ppo.values if ppo.values != "auto" else "learner" if is_stale else "actor"
+    return replace(ppo, targets=targets, objective=objective, values=values)
 
 
 def _collect(config: Config, probe: Probe) -> CollectConfig:
@@ -98,7 +204,10 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
     is_wide = probe.is_native and not image_keys(probe.spec, config.net)
     envs = collect.envs_per_worker or (64 if is_wide else 8)
     steps = collect.rollout_steps or (32 if is_wide else 128)
-    lag = collect.max_policy_lag if collect.max_policy_lag >= 0 else (0 if backend == "serial" else 1)
+    lag = collect.max_policy_lag
+    if lag < 0:
+        overlapping = 0 if backend == "serial" else 1
+        lag = ANY_LAG if config.replay.is_on else max(overlapping, collect.publish_every_updates - 1)
     return replace(
         collect, backend=backend, workers=workers, envs_per_worker=envs, rollout_steps=steps, max_policy_lag=lag
     )
@@ -117,7 +226,7 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
     if config.net.memory != "none":
         return _sequence_minibatches(config, replace(ppo, threads=threads))
     # Ours: an eighth held 500 on CartPole with four seeds of four, a quarter with three (benchmarks/README.md).
-    wanted = max(1, batch // (ppo.minibatches or 8))
+    wanted = max(1, batch // (ppo.minibatches or (1 if config.replay.item == "step" else 8)))
     minibatch = ppo.minibatch_size or max(size for size in range(1, wanted + 1) if batch % size == 0)
     if ppo.minibatches and batch % ppo.minibatches:
         raise ConfigError(f"ppo.minibatches={ppo.minibatches} does not divide the batch of {batch} rows; try 4")
@@ -127,7 +236,7 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
 def _sequence_minibatches(config: Config, ppo: PPOConfig) -> PPOConfig:
     """Minibatches of whole sequences: some slots, all of their steps."""
     steps = config.collect.rollout_steps
-    slots = config.collect.workers * config.collect.envs_per_worker
+    slots = batch_size_columns(config)
     if ppo.minibatch_size:
         if ppo.minibatch_size % steps:
             raise ConfigError(

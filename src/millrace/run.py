@@ -16,14 +16,17 @@ import numpy as np
 import threadpoolctl
 
 from millrace import __version__, system
-from millrace.buffer.queue import Batch
+from millrace.buffer.batch import Batch
+from millrace.buffer.queue import RolloutQueue
+from millrace.buffer.slab import Slab
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.collect.pool import CollectorPool, PoolSetup
-from millrace.collect.source import RolloutSource
+from millrace.collect.source import Buffer, RolloutSource
 from millrace.config import Config
 from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
 from millrace.deploy.record import PolicyRecord
+from millrace.describe import describe_correction, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
 from millrace.errors import CheckpointError, ConfigError, MissingExtraError
@@ -33,7 +36,7 @@ from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
-from millrace.resolve import Probe, batch_size_rows, probe_env, resolve
+from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_env, resolve
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
@@ -88,6 +91,7 @@ class Run:
         self._best_score = -np.inf
         self.eval_return: float | None = None
         self._notes: list[str] = []
+        self._last_published_s = 0.0
 
     def __enter__(self) -> Run:
         try:
@@ -177,6 +181,7 @@ class Run:
             self.config.seed,
             self._make_intrinsic(),
             auxiliary,
+            self.config.replay,
         )
         if reward_statistics is not None:
             learner.load_reward_statistics(reward_statistics)
@@ -233,16 +238,21 @@ class Run:
             self.probe.same_step_reset,
             policy.state_size,
         )
+        held = num_rollouts(config)
+        self.buffer_bytes = Slab.nbytes(layout, held)
+        refuse_beyond_memory(self.buffer_bytes, f"the {held:,} rollouts that the buffer holds")
         setup = PoolSetup(
             env_maker=self._maker,
             actor_maker=self._actor_maker(),
             layout=layout,
             config=config.collect,
             seed=config.seed,
-            num_rollouts=config.collect.workers * (config.collect.max_policy_lag + 1) + SPARE_ROLLOUTS,
+            num_rollouts=held,
             weights_size=len(self.learner.weights()),
+            num_versions=config.collect.max_policy_lag + 2 if config.collect.deterministic else 2,
         )
-        return RolloutSource(make_pool(setup), config.collect)
+        pool = make_pool(setup)
+        return RolloutSource(pool, config.collect, make_buffer(pool.slab, config), config.replay.is_on)
 
     # Between updates -----------------------------------------------------------------------------------------
 
@@ -252,11 +262,28 @@ class Run:
 
     def publish(self) -> None:
         """Make the learner's weights the newest ones, and the environment options those of this moment."""
-        self.source.pool.board.publish(self.learner.weights(), self.learner.updates)
+        self.source.updates, self.source.progress = self.learner.updates, self.progress
+        if self._is_publishing_due:
+            self.source.publish(self.learner.weights())
+            self._last_published_s = time.perf_counter()
         options = self.curriculum.at(self.env_steps)
         if options != self.source.pool.options.current:
             self.source.pool.options.current = options
             self._log(f"at {self.env_steps:,} steps: " + ", ".join(f"{k}={v}" for k, v in options.items()))
+
+    @property
+    def _is_publishing_due(self) -> bool:
+        settings = self.config.collect
+        passed = self.learner.updates - self.source.version
+        if not self.source.has_published:
+            return True
+        is_time = time.perf_counter() - self._last_published_s >= settings.publish_every_s
+        return passed >= settings.publish_every_updates and is_time
+
+    @property
+    def progress(self) -> float:
+        """Of the run, 0..1, by environment steps."""
+        return min(1.0, self.env_steps / self.config.total_env_steps)
 
     def record(self, batch: Batch, stats: dict[str, float]) -> None:
         """Count a batch, write a row of figures if one is due, and see whether it is time to end."""
@@ -483,14 +510,48 @@ class Run:
         lines = [
             f"run       {self.directory.path}",
             f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
-            f"{collect.rollout_steps} steps = {batch_size_rows(config):,} rows an update, "
-            f"lag {collect.max_policy_lag}, inference in {actor}",
-            f"learn     {config.ppo.epochs} epochs of minibatches of {config.ppo.minibatch_size}, "
-            f"{config.ppo.threads} threads, {config.device}",
+            f"{collect.rollout_steps} steps, {describe_lag(config)}, inference in {actor}",
+            *([describe_replay(config, self.buffer_bytes)] if config.replay.is_on else []),
+            f"learn     {batch_size_rows(config):,} rows an update, {config.ppo.epochs} epochs of minibatches of "
+            f"{config.ppo.minibatch_size}, {config.ppo.threads} threads, {config.device}",
+            f"correct   {describe_correction(config)}",
         ]
         if self.probe.exactness not in ("state", "replay"):
             lines.append(f"resume    begins new episodes: {self.probe.exactness}")
         return lines
+
+
+def num_rollouts(config: Config) -> int:
+    """Places for rollouts: those that wait or are held, and those under way."""
+    collect = config.collect
+    if config.replay.is_on:
+        return config.replay.capacity_items // items_per_rollout(config) + 2 * collect.workers + SPARE_ROLLOUTS
+    return collect.workers * (collect.max_policy_lag + 1) + SPARE_ROLLOUTS
+
+
+def make_buffer(slab: Slab, config: Config) -> Buffer:
+    """A queue where each rollout is used once, else a replay buffer."""
+    if not config.replay.is_on:
+        return RolloutQueue(slab, config.collect.workers, config.collect.max_policy_lag)
+    from millrace.buffer.replay import Replay
+
+    return Replay(slab, config.replay, config.seed)
+
+
+def refuse_beyond_memory(nbytes: int, what: str) -> None:
+    """Better now than by the out-of-memory killer in the middle of the night.
+
+    Raises:
+        ConfigError: the machine has not got as much memory left.
+    """
+    _, left = system.memory_bytes()
+    limit = system.memory_limit_bytes()
+    left = min(left or limit or 0, limit or left)
+    if left and nbytes > left:
+        raise ConfigError(
+            f"{what} take {nbytes / 2**30:.1f} GiB and this machine has {left / 2**30:.1f} GiB left; lower "
+            "replay.capacity_items, collect.rollout_steps, collect.envs_per_worker or collect.max_policy_lag"
+        )
 
 
 def make_pool(setup: PoolSetup) -> CollectorPool:

@@ -55,12 +55,12 @@ def loop(run: Run) -> None:
         batch = run.source.next_batch(run.should_stop)  # T steps x B slots, collected under old policies
         if batch is None:
             break
-        if not batch.env_steps:
+        if batch.is_empty:
             run.updates_skipped += 1  # every worker was lost: nothing to learn from
             continue
         stats = run.learner.update(batch, run.env_steps)  # targets; K epochs of clipped minibatch descent
         run.publish()
-        run.source.feedback(batch, stats)
+        run.source.feedback(batch)
         run.record(batch, stats)
         run.evaluate_if_due()
         run.checkpoint_if_due()

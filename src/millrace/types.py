@@ -166,18 +166,19 @@ class Rollout:
     def columns(self, first: int, last: int) -> Rollout:
         """Views of the slots first..last-1."""
         views = {name: array[:, first:last] for name, array in self.fields()}
-        return _from_fields(views)
+        return Rollout.from_fields(views)
+
+    @staticmethod
+    def from_fields(arrays: Mapping[str, Array]) -> Rollout:
+        """The inverse of `fields`."""
+        prefix = "observation/"
+        observation = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+        return Rollout(observation, **{name: array for name, array in arrays.items() if not name.startswith(prefix)})
 
     def invalidate(self) -> None:
         """Make every row count for nothing, with harmless contents."""
         for _, array in self.fields():
             array[...] = 0
-
-
-def _from_fields(arrays: Mapping[str, Array]) -> Rollout:
-    prefix = "observation/"
-    observation = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-    return Rollout(observation, **{name: array for name, array in arrays.items() if not name.startswith(prefix)})
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class RolloutLayout:
         for name, (shape, dtype) in self.arrays.items():
             views[name] = np.ndarray(shape, dtype, buffer=memory, offset=offset_bytes)
             offset_bytes += _aligned(_nbytes(shape, dtype))
-        return _from_fields(views)
+        return Rollout.from_fields(views)
 
     def allocate(self) -> Rollout:
         """A rollout of zeros in ordinary memory."""

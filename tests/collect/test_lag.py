@@ -57,7 +57,7 @@ def test_a_rollout_that_has_become_too_old_is_dropped_and_counted(run_dir):
         run.learner.update(batch, 0)
         for outcome in run.source.pool.poll(1.0):  # one more rollout is ready under version 0
             run.source._settle(outcome)
-        ready = [item.version for item in run.source._queue._ready]
+        ready = [item.version for item in run.source.buffer.waiting()]
         assert ready == [0]
         run.learner.updates = 5
         run.publish()
@@ -72,7 +72,7 @@ def test_every_place_is_handed_out_once_and_poisoned_in_between(run_dir):
         for _ in range(6):
             batch = run.source.next_batch()
             source = run.source
-            taken = {place for _, place, _ in source._granted} | {item.place for item in source._queue._ready}
+            taken = {grant.place for grant in source._granted} | {item.place for item in source.buffer.waiting()}
             free = set(source.pool.slab._free)
             assert taken.isdisjoint(free)
             assert len(taken) + len(free) == len(source.pool.slab.rollouts)

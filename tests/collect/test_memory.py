@@ -107,7 +107,7 @@ def test_gradients_of_minibatches_of_slots_add_up_to_those_of_all(run_dir):
     with opened("CartPole-v1", run_dir, **settings, **{"ppo.minibatch_size": 32}) as run:
         batch = run.source.next_batch()
         learner = run.learner
-        rows, state = learner._targets.rows(batch.rollout), learner._targets.state(batch.rollout)
+        rows, state = learner._targets.rows(batch), learner._targets.state(batch.rollout)
         rows.weight[:] = 1.0  # else halves weigh differently
         gradients, parameters = learner._gradients, learner._parameters
         gradients.prepare(rows, state)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from helpers import new_row, quick_train
-from millrace.buffer.queue import Batch, Item
+from millrace.buffer.batch import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.envs.vector_slots import VectorSlots
 from millrace.learner.ppo import Learner
 from millrace.nets.policy import Policy
-from millrace.ops.gae import generalized_advantages
+from millrace.ops.gae import generalized_advantages, temporal_differences
 from millrace.types import ActionSpec, ArraySpec, Rollout, RolloutLayout, SlotSpec
 from toys import PileRounds
 
@@ -91,9 +91,8 @@ def test_each_seats_column_is_an_ordinary_stream_of_episodes():
     rollout, episodes = play_in_turns(num_steps=40, seed=3)
     tensors = [torch.from_numpy(x).double() for x in (rollout.reward, rollout.value[:-1], rollout.value[1:])]
     terminated = torch.from_numpy(rollout.terminated)
-    advantage = generalized_advantages(
-        *tensors, terminated, terminated | ~torch.from_numpy(rollout.valid), GAMMA, LAMBDA
-    ).numpy()
+    delta = temporal_differences(*tensors, terminated, GAMMA)
+    advantage = generalized_advantages(delta, terminated | ~torch.from_numpy(rollout.valid), GAMMA, LAMBDA).numpy()
     for seat in (0, 1):
         whole = [episode for episode in episodes[seat][:-1] if episode]
         expected = by_definition(whole)

@@ -44,7 +44,7 @@ def test_the_dual_clip_bounds_the_objective_only_where_the_advantage_is_negative
 def test_reward_scale_and_clip_act_in_this_order():
     batch = make_batch()
     targets = make_learner(reward_scale=10.0, reward_clip=4.0, gae_lambda=0.0, gamma=0.0)._targets
-    rows = targets.rows(batch.rollout)
+    rows = targets.rows(batch)
     expected = np.clip(batch.rollout.reward * 10.0, -4.0, 4.0).ravel()
     valid = batch.rollout.valid.ravel()
     assert (np.abs(expected) == 4.0).any()
@@ -53,13 +53,13 @@ def test_reward_scale_and_clip_act_in_this_order():
 
 def test_recomputed_advantages_come_from_the_present_values():
     batch, learner = make_batch(), make_learner(gae_lambda=1.0, gamma=0.9)
-    rows = learner._targets.rows(batch.rollout)
+    rows = learner._targets.rows(batch)
     observation = torch.from_numpy(batch.rollout.observation["obs"]).flatten(0, 1)
     with torch.no_grad():
         value = learner.policy({"obs": observation})[1]
-    refreshed = learner._targets.refreshed(rows, batch.rollout)
+    refreshed = learner._targets.refreshed(rows, batch)
     batch.rollout.value[:] = value.view(STEPS + 1, SLOTS).numpy()
-    expected = learner._targets.rows(batch.rollout)
+    expected = learner._targets.rows(batch)
     torch.testing.assert_close(refreshed.advantage, expected.advantage)
     torch.testing.assert_close(refreshed.target, expected.target)
     assert torch.equal(refreshed.value, rows.value)

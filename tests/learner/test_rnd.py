@@ -13,7 +13,7 @@ import torch
 import millrace
 from helpers import differences, learned, quick_train, rows_of
 from learner.test_update import SLOTS, SPEC, STEPS, everything, make_batch
-from millrace.buffer.queue import Batch, Item
+from millrace.buffer.batch import Batch, Item
 from millrace.config import NetConfig, PPOConfig, RNDConfig
 from millrace.errors import ConfigError
 from millrace.learner.ppo import Learner
@@ -71,10 +71,10 @@ def test_intrinsic_reward_is_added_after_scaling_and_clipping_and_learns_once_an
     batch, constant = make_batch(), Constant()
     learner = make_learner(constant, reward_scale=10.0, reward_clip=4.0, epochs=3, recompute_advantage=True)
     expected = np.clip(batch.rollout.reward * 10, -4, 4) + 0.5
-    rows = learner._targets.rows(batch.rollout, constant.reward(batch.rollout))
+    rows = learner._targets.rows(batch, constant.reward(batch.rollout))
     np.testing.assert_allclose(rows.reward.numpy(), expected.ravel(), rtol=1e-6)
-    refreshed = learner._targets.refreshed(rows, batch.rollout)
-    plain = learner._targets.refreshed(learner._targets.rows(batch.rollout), batch.rollout)
+    refreshed = learner._targets.refreshed(rows, batch)
+    plain = learner._targets.refreshed(learner._targets.rows(batch), batch)
     last = STEPS * SLOTS - 1  # nothing follows it inside the rollout
     assert (refreshed.advantage - plain.advantage)[last] == pytest.approx(0.5, abs=1e-5)
     constant.calls.clear()

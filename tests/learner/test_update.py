@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import differences
-from millrace.buffer.queue import Batch, Item
+from millrace.buffer.batch import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.learner.ppo import Learner
 from millrace.learner.rewards import RewardScaler
@@ -102,7 +102,7 @@ def test_an_invalid_row_in_the_middle_does_not_flow_into_the_advantage_before_it
         batch.rollout.truncated[5, 0] = is_done
         batch.rollout.reward[5, 0] = reward
         batch.rollout.value[6, 0] += reward
-        rows = learner._targets.rows(batch.rollout)
+        rows = learner._targets.rows(batch)
         advantages.append(rows.advantage.view(STEPS, SLOTS)[:5, 0])
     assert torch.equal(*advantages)
 
@@ -156,11 +156,11 @@ def test_every_row_is_learned_from_once_an_epoch(monkeypatch):
 def test_a_bootstrap_value_takes_the_place_of_the_next_rows_value():
     learner, batch = make_learner(), make_batch()
     rollout = batch.rollout
-    plain = learner._targets.rows(batch.rollout).advantage.clone()
+    plain = learner._targets.rows(batch).advantage.clone()
     rollout.bootstrap_value = np.full((STEPS, SLOTS), np.nan, np.float32)
-    assert torch.equal(learner._targets.rows(batch.rollout).advantage, plain)
+    assert torch.equal(learner._targets.rows(batch).advantage, plain)
     rollout.truncated[2, 0], rollout.bootstrap_value[2, 0] = True, 7.0
-    advantage = learner._targets.rows(batch.rollout).advantage.view(STEPS, SLOTS)
+    advantage = learner._targets.rows(batch).advantage.view(STEPS, SLOTS)
     expected = rollout.reward[2, 0] + 0.99 * 7.0 - rollout.value[2, 0]
     assert advantage[2, 0].item() == pytest.approx(expected, rel=1e-6)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.ops.gae import generalized_advantages
+from millrace.ops.gae import generalized_advantages, temporal_differences
 
 GAMMA, LAMBDA = 0.97, 0.9
 
@@ -30,7 +30,8 @@ def by_definition(reward, value, next_value, terminated, done, gamma=GAMMA, gae_
 
 def estimate(reward, value, next_value, terminated, done, gamma=GAMMA, gae_lambda=LAMBDA):
     tensors = [torch.from_numpy(np.asarray(x)) for x in (reward, value, next_value, terminated, done)]
-    return generalized_advantages(*tensors, gamma, gae_lambda).numpy()
+    delta = temporal_differences(*tensors[:-1], gamma)
+    return generalized_advantages(delta, tensors[-1], gamma, gae_lambda).numpy()
 
 
 def random_rollout(rng, steps, slots):

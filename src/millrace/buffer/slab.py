@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from millrace.system import SharedBlock
-from millrace.types import Rollout, RolloutLayout
+from millrace.types import Array, Rollout, RolloutLayout
 
 POISON = os.environ.get("MILLRACE_POISON") == "1"  # tests: reading a released place shows at once
 
@@ -21,6 +21,14 @@ class Slab:
             layout.view(block.memory, index * layout.nbytes) for index in range(num_rollouts)
         ]
         self._free = list(range(num_rollouts))
+
+    def stacked(self) -> dict[str, Array]:
+        """Every field by its flat name over all places at once, [rows, P, B, ...]: views of the same memory."""
+        views = {}
+        for name, array in self.rollouts[0].fields():
+            shape, strides = (len(self.rollouts), *array.shape), (self.layout.nbytes, *array.strides)
+            views[name] = np.moveaxis(np.lib.stride_tricks.as_strided(array, shape, strides), 1, 0)
+        return views
 
     @staticmethod
     def nbytes(layout: RolloutLayout, num_rollouts: int) -> int:

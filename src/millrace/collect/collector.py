@@ -28,12 +28,18 @@ A slot whose last transition was done is reset by the next step, whatever the ac
 
 @dataclass(frozen=True)
 class Collected:
-    """What one rollout gave besides its arrays."""
+    """What one rollout gave besides its arrays.
+
+    Attributes:
+        version: of the weights that acted.
+        digest: of those weights, as their holder read them.
+    """
 
     version: int
     episodes: tuple[EpisodeRecord, ...]
     times: CollectorTimes
     bad_values: int
+    digest: int = 0
 
 
 class Collector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from millrace.collect.action_log import ActionLog
 from millrace.collect.collector import Collected, Collector
 from millrace.collect.options import OptionsBoard
 from millrace.collect.supervision import Fault, RestartPolicy
-from millrace.collect.weights import WeightsBoard
+from millrace.collect.weights import Held, WeightsBoard
 from millrace.config import CollectConfig
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
@@ -21,6 +22,7 @@ from millrace.nets.actor import ActorMaker
 from millrace.system import SharedBlock
 from millrace.types import RolloutLayout
 
+NOTHING = Held(-1, 0)
 GENERATION_STRIDE = 1_000_003  # a restarted worker gets episodes that no other has
 
 
@@ -44,6 +46,7 @@ class PoolSetup:
     seed: int
     num_rollouts: int
     weights_size: int
+    num_versions: int = 2
     policy: RestartPolicy = field(init=False)
     faults: list[Fault] = field(default_factory=list)
 
@@ -55,7 +58,7 @@ class PoolSetup:
         log_bytes = ActionLog.nbytes(self.layout, self.config.action_log_steps)
         return Blocks(
             rollouts=SharedBlock(Slab.nbytes(self.layout, self.num_rollouts)),
-            weights=SharedBlock(WeightsBoard.nbytes(self.weights_size)),
+            weights=SharedBlock(WeightsBoard.nbytes(self.weights_size, self.num_versions)),
             progress=SharedBlock(workers * PROGRESS_WORDS * 8),
             logs=SharedBlock(workers * log_bytes),
         )
@@ -73,6 +76,7 @@ class PoolSetup:
             num_rollouts=self.num_rollouts,
             num_workers=self.config.workers,
             weights_size=self.weights_size,
+            num_versions=self.num_versions,
             action_log_steps=self.config.action_log_steps,
             nice=self.config.worker_nice,
             blocks=blocks,
@@ -106,6 +110,7 @@ class WorkerSetup:
     num_rollouts: int
     num_workers: int
     weights_size: int
+    num_versions: int
     action_log_steps: int
     nice: int
     blocks: Blocks
@@ -119,12 +124,12 @@ class Workplace:
         self._options: dict[str, Any] = {}  # given to the environment so far
         self.collector = self._make_collector(setup.stream_seed)
         self.slab = Slab(setup.layout, setup.num_rollouts, setup.blocks.rollouts)
-        self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size)
+        self.board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size, setup.num_versions)
         self.progress = progress_words(setup.blocks.progress, setup.num_workers)[setup.worker]
         self.log = action_log(setup.blocks.logs, setup.layout, setup.action_log_steps, setup.worker)
         self._log_begun = False
         self._weights = np.empty(setup.weights_size, np.float32)
-        self._version = -1
+        self._held = NOTHING
 
     def _make_collector(self, stream_seed: int) -> Collector:
         setup = self._setup
@@ -141,19 +146,20 @@ class Workplace:
         """Other episodes in place of the present ones."""
         self.collector.close()
         self.collector = self._make_collector(stream_seed)
-        self._version, self._log_begun = -1, False
+        self._held, self._log_begun = NOTHING, False
 
-    def collect(self, place: int, options: dict[str, Any] | None = None) -> Collected:
-        """One rollout with the newest weights into the given place.
+    def collect(self, place: int, options: dict[str, Any] | None = None, version: int | None = None) -> Collected:
+        """One rollout into the given place.
 
         Args:
             options: of the environment, for episodes that begin from now on; None where they have not changed.
+            version: of the weights to act with; None for the newest.
         """
         if options is not None:
             self._options = options
             self.collector.env.set_options(options)
-        if self.board.version != self._version:
-            self._version = self.board.read(self._weights)
+        if self._held != (self.board.newest if version is None else (version, self._held.digest)):
+            self._held = self.board.read(self._weights, version)
             self.collector.load_weights(self._weights)
         self.collector.start()
         if self.log is not None and not self._log_begun:
@@ -162,11 +168,11 @@ class Workplace:
         rollout = self.slab.rollouts[place]
         self.progress[2:4] = place, self.progress[0]
         self.progress[1] = 1
-        collected = self.collector.collect(rollout, self._version, self.progress)
+        collected = self.collector.collect(rollout, self._held.version, self.progress)
         if self.log is not None:
             self.log.append(rollout, self.collector.env.episode_seeds())
         self.progress[1] = 0
-        return collected
+        return dataclasses.replace(collected, digest=self._held.digest)
 
     def load_state(self, state: dict[str, Any], stream_seed: int) -> None:
         """Continue from a saved collector, whose worker had this seed."""
@@ -209,8 +215,8 @@ class CollectorPool(Protocol):
     def start(self) -> None:
         """Bring workers up; returns when all are ready, or those that could be."""
 
-    def grant(self, worker: int, place: int) -> None:
-        """Let a worker fill one place with the newest weights at the time it begins."""
+    def grant(self, worker: int, place: int, version: int | None = None) -> None:
+        """Let a worker fill one place, with this version of the weights or the newest at the time it begins."""
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """What finished or failed; waits at most `timeout_s`.

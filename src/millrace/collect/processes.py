@@ -53,7 +53,7 @@ class ProcessPool:
         self.setup = setup
         self._blocks = setup.blocks()
         self.slab = Slab(setup.layout, setup.num_rollouts, self._blocks.rollouts)
-        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size)
+        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, setup.num_versions)
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
         self.options = OptionsBoard(setup.config.workers)
@@ -94,11 +94,11 @@ class ProcessPool:
         theirs.close()
         worker.state, worker.deadline_s = "starting", time.monotonic() + setup.config.start_timeout_s
 
-    def grant(self, worker: int, place: int) -> None:
+    def grant(self, worker: int, place: int, version: int | None = None) -> None:
         target = self._workers[worker]
         if target.state == "up":
             try:
-                target.connection.send(("collect", place, self.options.grant(worker)))
+                target.connection.send(("collect", place, self.options.grant(worker), version))
                 target.places.append(place)
                 if len(target.places) == 1:
                     target.last_change_s = time.monotonic()

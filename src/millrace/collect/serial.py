@@ -23,12 +23,12 @@ class SerialPool:
         self.setup = setup
         self._blocks = setup.blocks()
         self.slab = Slab(setup.layout, setup.num_rollouts, self._blocks.rollouts)
-        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size)
+        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, setup.num_versions)
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workplaces: list[Workplace | None] = [None] * setup.config.workers
         self._generations = [0] * setup.config.workers
         self._due_s = [0.0] * setup.config.workers
-        self._grants: collections.deque[tuple[int, int, dict[str, Any] | None]] = collections.deque()
+        self._grants: collections.deque[tuple[int, int, dict[str, Any] | None, int | None]] = collections.deque()
         self.options = OptionsBoard(setup.config.workers)
 
     def start(self) -> None:
@@ -40,8 +40,8 @@ class SerialPool:
         part = setup.for_worker(worker, self._generations[worker], self._blocks)
         self._workplaces[worker] = Workplace(part, setup.env_maker, setup.actor_maker)
 
-    def grant(self, worker: int, place: int) -> None:
-        self._grants.append((worker, place, self.options.grant(worker)))
+    def grant(self, worker: int, place: int, version: int | None = None) -> None:
+        self._grants.append((worker, place, self.options.grant(worker), version))
 
     def is_up(self, worker: int) -> bool:
         return self._workplaces[worker] is not None or time.monotonic() >= self._due_s[worker]
@@ -50,13 +50,13 @@ class SerialPool:
         if not self._grants:
             time.sleep(min(timeout_s, 0.05))
             return []
-        worker, place, options = self._grants.popleft()
+        worker, place, options, version = self._grants.popleft()
         if not self.is_up(worker):
             time.sleep(max(0.0, min(self._due_s[worker] - time.monotonic(), timeout_s)))
             return [Outcome(worker, place, None)]
-        return [Outcome(worker, place, self._collect(worker, place, options))]
+        return [Outcome(worker, place, self._collect(worker, place, options, version))]
 
-    def _collect(self, worker: int, place: int, options: dict[str, Any] | None) -> Any:
+    def _collect(self, worker: int, place: int, options: dict[str, Any] | None, version: int | None) -> Any:
         # Prints every thread's stack if a step takes too long: all that can be done from the same process.
         faulthandler.dump_traceback_later(self.setup.config.step_timeout_s * self.setup.layout.num_steps)
         try:
@@ -64,7 +64,7 @@ class SerialPool:
                 self._build(worker)
             workplace = self._workplaces[worker]
             assert workplace is not None
-            return workplace.collect(place, options)
+            return workplace.collect(place, options, version)
         except Exception as error:
             self._fail(worker, place, error)
             return None

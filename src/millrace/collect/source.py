@@ -1,23 +1,30 @@
-"""The stream of batches: grants collectors their next rollouts, bounds the policy lag, counts what is lost.
+"""The stream of batches: grants collectors their next rollouts, bounds lag and reuse, counts what is lost.
 
 Lock-step and asynchronous collecting are one rule. A rollout granted now, with `ahead` others granted or ready
-before it, is learned from after `ahead // batch` more updates, plus the one that may be under way. It is granted
-if that is at most `max_policy_lag`. With lag 0 nothing may be granted during an update: lock-step.
+before it, is learned from after `ahead // batch` more updates, plus those that the newest published weights lag behind.
+It is granted if that is at most `max_policy_lag`. With lag 0 nothing may be granted during an update: lock-step.
+With replay the buffer's rate limiter decides instead.
 """
 
 from __future__ import annotations
 
+import collections
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from millrace.buffer.queue import Batch, Item, RolloutQueue
+import numpy as np
+
+from millrace.buffer.batch import Batch, Item
 from millrace.collect.collector import Collected
 from millrace.collect.pool import CollectorPool, Outcome
 from millrace.config import CollectConfig
-from millrace.types import CollectorTimes
+from millrace.types import Array, CollectorTimes
 
 POLL_S = 0.25
+RETURNS_KEPT = 20  # by worker, for the emphasis
+MOST_DEVIATIONS = 2.0
+VERSIONS_REMEMBERED = 1000
 
 
 @dataclass
@@ -30,27 +37,97 @@ class SourceCounts:
     bad_values: int = 0
     restarts: int = 0
     dropped_env_steps: int = 0
+    weight_mismatches: int = 0
+
+
+class Buffer(Protocol):
+    """Where finished rollouts lie: `RolloutQueue`, or `Replay`."""
+
+    def __len__(self) -> int: ...
+
+    def insert(self, item: Item) -> None:
+        """Take over a finished rollout and its place."""
+
+    def waiting(self) -> list[Item]:
+        """Rollouts that no batch has told of yet."""
+
+    def admits(self, num_granted: int, updates_ahead: int) -> bool:
+        """Whether one more rollout may be granted, `num_granted` being under way."""
+
+    def can_take(self) -> bool:
+        """Whether a batch can be had."""
+
+    def take(self, version: int, progress: float) -> Batch:
+        """The next batch, `version` updates having been made; `progress` of the run, 0..1."""
+
+    def drop_stale(self, oldest_version: int) -> list[int]:
+        """Let go of what an older policy collected; the transitions of each rollout never learned from."""
+
+    def feedback(self, batch: Batch) -> None:
+        """What learning found out about a batch is written in it."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A rollout under way.
+
+    Attributes:
+        version: of the newest weights when it was granted.
+        turn: the batch it is for, where every batch takes one of each worker.
+    """
+
+    worker: int
+    place: int
+    version: int
+    turn: int
 
 
 @dataclass
 class RolloutSource:
-    """Batches from a pool of collectors, by way of the queue."""
+    """Batches from a pool of collectors, by way of a buffer.
+
+    Attributes:
+        updates: made so far by the learner, which may be ahead of the weights that were published.
+        progress: of the run, 0..1.
+    """
 
     pool: CollectorPool
     config: CollectConfig
+    buffer: Buffer
+    is_replay: bool = False
     counts: SourceCounts = field(default_factory=SourceCounts)
     times: CollectorTimes = field(default_factory=CollectorTimes)
     learner_wait_s: float = 0.0
+    updates: int = 0
+    progress: float = 0.0
 
     def __post_init__(self) -> None:
-        self._queue = RolloutQueue(self.pool.setup.layout, self.config.workers)
         self._restarts_seen = 0  # of this process; the counts go on over resumes
-        self._granted: list[tuple[int, int, int]] = []  # worker, place, version at the grant
+        self._granted: list[Grant] = []
+        self._num_granted = self._num_taken = 0  # rollouts, batches
+        # Every batch takes one rollout of each worker, up or not, so that nothing depends on who is quick.
+        self._is_in_turn = not self.is_replay and (self.config.max_policy_lag == 0 or self.config.deterministic)
+        self._most_per_worker = 2 if self.is_replay else self.config.max_policy_lag + 1
+        self._published = collections.OrderedDict[int, int]()  # digest by version
+        self.held = [0] * self.config.workers  # the version that each worker acted with last
+        self._returns = [collections.deque[float](maxlen=RETURNS_KEPT) for _ in range(self.config.workers)]
 
     @property
     def version(self) -> int:
         """Updates made when the newest weights were published."""
         return self.pool.board.version
+
+    @property
+    def has_published(self) -> bool:
+        """Whether collectors have any weights."""
+        return bool(self._published)
+
+    def publish(self, weights: Array) -> None:
+        """Make these the weights that collectors act with."""
+        held = self.pool.board.publish(weights, self.updates)
+        self._published[held.version] = held.digest
+        while len(self._published) > VERSIONS_REMEMBERED:
+            self._published.popitem(last=False)
 
     def next_batch(self, should_stop: Any = None) -> Batch | None:
         """The next batch, or None once `should_stop()` says so.
@@ -59,107 +136,132 @@ class RolloutSource:
             WorkerError: the restart budget is used up.
         """
         begin = time.perf_counter()
+        if self.is_replay:  # a batch may be at hand without anything new: what has come is to be taken in all the same
+            self._poll(0.0)
         while not self._is_ready():
             if should_stop is not None and should_stop():
                 return None
             self._grant(updates_under_way=0)
-            for outcome in self.pool.poll(POLL_S):
-                self._settle(outcome)
-        batch = self._queue.take(self.pool.slab.rollouts, self.version)
-        for item in batch.items:
-            self.pool.slab.release(item.place)
+            self._poll(POLL_S)
+        batch = self.buffer.take(self.updates, self.progress)
+        self._num_taken += 1
+        batch.emphasis = self._emphasis(batch)
         # Collectors go on under the present weights while the learner works.
         self._grant(updates_under_way=1)
         self.learner_wait_s += time.perf_counter() - begin
         return batch
 
-    def feedback(self, batch: Batch, stats: dict[str, float]) -> None:
-        """What learning found out about the batch; a queue, which uses each item once, has no use for it."""
+    def _poll(self, timeout_s: float) -> None:
+        for outcome in self.pool.poll(timeout_s):
+            self._settle(outcome)
+
+    def feedback(self, batch: Batch) -> None:
+        """What learning found out about a batch is written in it: priorities, and errors to go on from."""
+        self.buffer.feedback(batch)
 
     def _is_ready(self) -> bool:
-        if self.config.on_stale == "drop":
-            for item in self._queue.drop_stale(self.version - self.config.max_policy_lag):
-                self._drop(item)
+        if self._is_in_turn:
+            return self.buffer.can_take() and all(grant.turn > self._num_taken for grant in self._granted)
+        if self.config.on_stale == "drop" or self.is_replay:
+            self._drop_stale(self.updates - self.config.max_policy_lag)
         elif self._must_wait():
             return False
-        return len(self._queue) >= self._queue.batch_size_rollouts
+        return self.buffer.can_take()
 
     def _must_wait(self) -> bool:
         """Some rollout under way would be too old for the batch after this one."""
-        oldest_allowed = self.version + 1 - self.config.max_policy_lag
-        return any(version < oldest_allowed for _, _, version in self._granted)
+        oldest_allowed = self.updates + 1 - self.config.max_policy_lag
+        return any(grant.version < oldest_allowed for grant in self._granted)
 
-    def _drop(self, item: Item) -> None:
-        rollout = self.pool.slab.rollouts[item.place]
-        self.counts.stale_rollouts += 1
-        self.counts.dropped_env_steps += int(rollout.valid.sum())
-        self.pool.slab.release(item.place)
+    def _drop_stale(self, oldest_version: int) -> None:
+        for env_steps in self.buffer.drop_stale(oldest_version):
+            self.counts.stale_rollouts += 1
+            self.counts.dropped_env_steps += env_steps
 
     def _grant(self, updates_under_way: int) -> None:
-        """Hand out as many rollouts as the lag allows, one after another to whoever has fewest."""
-        batch, lag = self._queue.batch_size_rollouts, self.config.max_policy_lag
+        """Hand out as many rollouts as lag or reuse allows, one after another to whoever has fewest."""
         while self.pool.slab.num_free:
-            ahead = len(self._granted) + len(self._queue)
-            if updates_under_way + ahead // batch > lag:
-                return
-            worker = self._next_worker(lag)
+            ahead = updates_under_way + self.updates - self.version
+            worker = self._next_worker() if self.buffer.admits(len(self._granted), ahead) else None
             if worker is None:
                 return
-            place = self.pool.slab.acquire()
-            self._granted.append((worker, place, self.version))
-            self.pool.grant(worker, place)
+            turn = self._num_granted // self.config.workers if self._is_in_turn else 0
+            grant = Grant(worker, self.pool.slab.acquire(), self.version, turn)
+            self._num_granted += 1
+            self._granted.append(grant)
+            self.pool.grant(worker, grant.place, grant.version if self.config.deterministic else None)
 
-    def _next_worker(self, lag: int) -> int | None:
-        """Lock-step wants one rollout of each worker, up or not; otherwise workers that are down are passed over."""
-        load = [0] * self.config.workers
-        for worker, _, _ in self._granted:
-            load[worker] += 1
-        if lag == 0:
-            if not any(self.pool.is_up(worker) for worker in range(self.config.workers)):
-                return None  # nobody to wait with: the pool is bringing them back
-            ready = self._queue.workers()
-            waiting = [w for w in range(self.config.workers) if load[w] == 0 and w not in ready]
-            return waiting[0] if waiting else None
-        up = [w for w in range(self.config.workers) if self.pool.is_up(w) and load[w] <= lag]
+    def _next_worker(self) -> int | None:
+        """In turn each worker, up or not; otherwise workers that are down are passed over."""
+        workers = range(self.config.workers)
+        if self._is_in_turn:
+            # Without anybody up there is nobody to wait with: the pool is bringing them back.
+            is_any_up = any(self.pool.is_up(worker) for worker in workers)
+            return self._num_granted % len(workers) if is_any_up else None
+        load = collections.Counter(grant.worker for grant in self._granted)
+        up = [w for w in workers if self.pool.is_up(w) and load[w] < self._most_per_worker]
         return min(up, key=lambda w: load[w], default=None)
 
     def _settle(self, outcome: Outcome) -> None:
-        index = next(
-            i for i, (w, place, _) in enumerate(self._granted) if (w, place) == (outcome.worker, outcome.place)
-        )
-        _, place, version = self._granted.pop(index)
+        grant = next(g for g in self._granted if (g.worker, g.place) == (outcome.worker, outcome.place))
+        self._granted.remove(grant)
         self._count_restarts()
         if outcome.collected is not None:
-            self._insert(outcome.worker, place, outcome.collected)
+            self._insert(grant, outcome.collected)
             return
         self.counts.lost_rollouts += 1
-        if self.config.max_policy_lag > 0:
-            self.pool.slab.release(place)
+        if not self._is_in_turn:
+            self.pool.slab.release(grant.place)
             return
-        # Lock-step keeps its shape: the rows of a worker that is gone count for nothing in this update.
-        self.pool.slab.rollouts[place].invalidate()
+        # A batch in turn keeps its shape: the rows of a worker that is gone count for nothing in this update.
+        self.pool.slab.rollouts[grant.place].invalidate()
         self.counts.missing_rollouts += 1
-        self._queue.insert(Item(outcome.worker, version, place))
+        self.buffer.insert(Item(grant.worker, grant.version, grant.place, turn=grant.turn))
 
     def _count_restarts(self) -> None:
         restarts = self.pool.setup.policy.restarts
         self.counts.restarts += restarts - self._restarts_seen
         self._restarts_seen = restarts
 
-    def _insert(self, worker: int, place: int, collected: Collected) -> None:
+    def _insert(self, grant: Grant, collected: Collected) -> None:
         self.counts.bad_values += collected.bad_values
         self.times.add(collected.times)
-        self._queue.insert(Item(worker, collected.version, place, collected.episodes))
+        self._acknowledge(grant.worker, collected)
+        self._returns[grant.worker].extend(episode.episode_return for episode in collected.episodes)
+        self.buffer.insert(Item(grant.worker, collected.version, grant.place, collected.episodes, grant.turn))
+
+    def _acknowledge(self, worker: int, collected: Collected) -> None:
+        """Which weights a worker says that it acted with; others than those published are counted."""
+        self.held[worker] = collected.version
+        if self._published.get(collected.version, collected.digest) != collected.digest:
+            self.counts.weight_mismatches += 1
+
+    @property
+    def worker_lag(self) -> int:
+        """Updates by which the weights that some worker acted with last are behind the newest published ones."""
+        return self.version - min(self.held)
+
+    def _emphasis(self, batch: Batch) -> Array | None:
+        """[N] what each column weighs by how its worker's latest episodes compare with everybody's."""
+        if not self.config.emphasis or batch.workers is None:
+            return None
+        means = np.array([np.mean(returns) if returns else np.nan for returns in self._returns])
+        if np.isnan(means).all():
+            return None
+        deviation = np.nanstd(means)
+        above = (means - np.nanmean(means)) / deviation if deviation > 0 else np.zeros_like(means)
+        above = np.clip(np.nan_to_num(above), -MOST_DEVIATIONS, MOST_DEVIATIONS)
+        weight: Array = np.exp(self.config.emphasis * above)[batch.workers]
+        return np.asarray(weight / weight.mean(), np.float32)
 
     def drain(self) -> int:
         """Drop what is ready or under way, for a stop; the environment steps that are lost, where known."""
-        for item in self._queue.drop_stale(self.version + 1):
-            self._drop(item)
+        self._drop_stale(self.updates + 1)
         return self.counts.dropped_env_steps
 
     def save_state(self) -> list[dict[str, Any] | None] | None:
         """Every worker's collector at this update boundary; None where rollouts are under way or ready: no boundary."""
-        if self._granted or len(self._queue):
+        if self._granted or self.buffer.waiting():
             return None
         return self.pool.save_states()
 

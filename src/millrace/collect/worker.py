@@ -1,6 +1,7 @@
 """The life of a worker process: build, then collect what is granted until told to stop.
 
-Messages from the parent: ("collect", place), ("save",), ("load", state, seed, spare seed), ("close",).
+Messages from the parent: ("collect", place, options, version), ("save",), ("load", state, seed, spare seed), or
+("close",).
 Messages to the parent: ("ready", exactness), ("finished", place, Collected), ("state", state), ("loaded", problem),
 ("failed", message, traceback, whether the environment broke its contract, which a restart does not mend).
 """
@@ -50,9 +51,9 @@ def _serve(workplace: Workplace, connection: Connection) -> None:
     while True:
         message: tuple[Any, ...] = connection.recv()
         match message:
-            case ("collect", place, options):
+            case ("collect", place, options, version):
                 waited_s = time.perf_counter() - idle_since
-                collected = workplace.collect(place, options)
+                collected = workplace.collect(place, options, version)
                 collected.times.wait_s = waited_s
                 connection.send(("finished", place, collected))
                 idle_since = time.perf_counter()

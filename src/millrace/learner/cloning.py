@@ -5,13 +5,14 @@ Source: Pomerleau 1989 (NeurIPS 1); here with a value beside it, as a start for 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from millrace.buffer.queue import Batch
+from millrace.buffer.batch import Batch
 from millrace.config import ImitateConfig, PPOConfig
 from millrace.learner.flat import Adam, FlatParameters
 from millrace.learner.gradients import AutogradGradients
@@ -42,7 +43,9 @@ class Cloner:
         kind = SequenceGradients if policy.state_size else AutogradGradients
         self._minibatches = kind(policy, self._parameters, ppo)
         self.reward_scaler = RewardScaler(ppo.gamma) if ppo.normalize_reward else None
-        self._targets = Targets(policy, ppo, self.reward_scaler)
+        # The player's own rollouts, before there is anything to correct for.
+        plain = dataclasses.replace(ppo, targets="gae", objective="clip", values="actor")
+        self._targets = Targets(policy, plain, self.reward_scaler)
         self._generator = torch.Generator().manual_seed(seed)
 
     def update(self, batch: Batch, learning_rate: float) -> dict[str, float]:
@@ -52,7 +55,7 @@ class Cloner:
             Means over the first epoch, each row judged before it was learned from: `log_prob` of the player's actions
             and `agreement`, the share of rows whose categories the policy holds to be the most probable ones.
         """
-        rows = self._targets.rows(batch.rollout)
+        rows = self._targets.rows(batch)
         self._minibatches.prepare(rows, self._targets.state(batch.rollout))
         stats = [self._epoch(len(rows), learning_rate) for _ in range(self._imitate.epochs)]
         observe(self._policy, self.reward_scaler, batch)

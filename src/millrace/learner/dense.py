@@ -10,6 +10,7 @@ Rows of parameters lie along the last axis here, [P, N]: reductions over a few c
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from millrace.ops.distributions import HALF_LOG_TWO_PI, MASKED_LOGIT
 from millrace.types import Array
 
 EPS = 1e-8
+NOT_NEEDED = ("reward", "td_error")  # by gradients
 
 
 class DenseGradients:
@@ -46,7 +48,7 @@ class DenseGradients:
             seen = rows.seen()
             prepared = [self._policy.prepared(key, seen[key]).reshape(len(rows), -1) for key in self._keys]
             inputs = torch.cat(prepared, dim=1) if len(prepared) > 1 else prepared[0]
-        tensors = {name: x for name, x in vars(rows).items() if isinstance(x, Tensor)}
+        tensors = {name: x for name, x in vars(rows).items() if isinstance(x, Tensor) and name not in NOT_NEEDED}
         self._rows = {"inputs": inputs.numpy()} | {name: x.numpy() for name, x in tensors.items()}
 
     def shuffle(self, generator: torch.Generator) -> None:
@@ -72,8 +74,14 @@ class DenseGradients:
 
         heads = _Heads(self._action, outputs, rows, self._log_std)
         log_ratio = heads.log_prob - rows["log_prob"]
+        importance = rows.get("log_importance")
         policy_loss, by_log_prob = _policy_loss(
-            log_ratio, self._advantage(rows, weight), weight, clip, config.dual_clip
+            log_ratio,
+            self._advantage(rows, weight),
+            weight,
+            clip,
+            config,
+            importance if config.objective == "decoupled" else None,
         )
         value_loss, by_value = _value_loss(value, rows, weight, config.value_clip)
         entropy = float(weight @ heads.entropy)
@@ -94,7 +102,7 @@ class DenseGradients:
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
-            **_ratio_stats(log_ratio, weight, clip),
+            **_ratio_stats(log_ratio, weight, clip, importance),
         }
 
     def _advantage(self, rows: dict[str, Array], weight: Array) -> Array:
@@ -106,17 +114,23 @@ class DenseGradients:
 
 
 def _policy_loss(
-    log_ratio: Array, advantage: Array, weight: Array, clip: float, dual_clip: float
+    log_ratio: Array, advantage: Array, weight: Array, clip: float, config: PPOConfig, log_importance: Array | None
 ) -> tuple[float, Array]:
-    """The clipped objective and its derivative by the log-probability [N]."""
+    """`millrace.ops.losses.clipped_policy_loss` and its derivative by the log-probability [N]."""
+    log_cap = np.float32(math.log(config.ratio_cap))
     ratio = np.exp(log_ratio)
-    unclipped = ratio * advantage
     clipped = np.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage
+    behaviour = log_ratio
+    if log_importance is not None:
+        clipped *= np.exp(np.minimum(log_importance, log_cap))
+        behaviour = log_ratio + log_importance
+        ratio = np.exp(np.minimum(behaviour, log_cap))
+    unclipped = np.minimum(ratio, np.float32(config.ratio_cap)) * advantage
     surrogate = np.minimum(unclipped, clipped)
-    # Where the clipped branch is the smaller one the ratio no longer matters.
-    matters = unclipped <= clipped
-    if dual_clip:
-        bound = np.where(advantage < 0, np.float32(dual_clip) * advantage, np.float32(-np.inf))
+    # Where the clipped branch is the smaller one the ratio no longer matters; beyond the cap neither.
+    matters = (unclipped <= clipped) & (behaviour <= log_cap)
+    if config.dual_clip:
+        bound = np.where(advantage < 0, np.float32(config.dual_clip) * advantage, np.float32(-np.inf))
         matters &= surrogate >= bound
         surrogate = np.maximum(surrogate, bound)
     return -float(weight @ surrogate), np.where(matters, -weight * unclipped, np.float32(0.0))
@@ -136,15 +150,22 @@ def _value_loss(value: Array, rows: dict[str, Array], weight: Array, clip: float
     return loss, weight * np.where(larger_clipped, clipped_error * moves, error)
 
 
-def _ratio_stats(log_ratio: Array, weight: Array, clip: float) -> dict[str, float]:
-    ratio = np.exp(log_ratio)
-    valid = float((weight > 0).sum())
-    weighted = ratio * (weight > 0)
-    return {
-        "kl": float(weight @ (np.expm1(log_ratio) - log_ratio)),
-        "clip_share": float(weight @ (np.abs(ratio - 1) > clip)),
+def _ratio_stats(log_ratio: Array, weight: Array, clip: float, log_importance: Array | None) -> dict[str, float]:
+    behaviour = log_ratio if log_importance is None else log_ratio + log_importance
+    is_valid = weight > 0
+    valid = float(is_valid.sum())
+    weighted = np.exp(behaviour) * weight
+    stats = {
+        "kl": _kl(behaviour, weight),
+        "clip_share": float(weight @ (np.abs(np.exp(log_ratio) - 1) > clip)),
         "effective_sample_share": float(weighted.sum() ** 2 / max((weighted**2).sum() * valid, EPS)),
+        "ratio_tail_share": float((np.abs(behaviour)[is_valid] > math.log(2.0)).sum() / max(valid, 1.0)),
     }
+    return stats if log_importance is None else {**stats, "kl_proximal": _kl(log_ratio, weight)}
+
+
+def _kl(log_ratio: Array, weight: Array) -> float:
+    return float(weight @ (np.expm1(log_ratio) - log_ratio))
 
 
 class _Heads:

@@ -119,7 +119,16 @@ class AutogradGradients:
         advantage = rows.advantage
         if config.normalize_advantage:
             advantage = losses.normalize_advantages(advantage, rows.weight)
-        policy_loss = losses.clipped_policy_loss(log_ratio, advantage, rows.weight, clip, config.dual_clip)
+        is_corrected = config.objective == "decoupled"
+        policy_loss = losses.clipped_policy_loss(
+            log_ratio,
+            advantage,
+            rows.weight,
+            clip,
+            config.dual_clip,
+            rows.log_importance if is_corrected else None,
+            config.ratio_cap,
+        )
         value_loss = losses.value_loss(value, rows.value, rows.target, rows.weight, config.value_clip)
         mean_entropy = losses.weighted_mean(entropy, rows.weight)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
@@ -131,14 +140,18 @@ class AutogradGradients:
             return float(loss.detach()), {}
         with torch.no_grad():
             outside = (log_ratio.exp() - 1).abs().gt(clip).float()
+            behaviour = log_ratio if rows.log_importance is None else log_ratio + rows.log_importance
             stats = {
                 "policy_loss": policy_loss,
                 "value_loss": value_loss,
                 "entropy": mean_entropy,
-                "kl": losses.approximate_kl(log_ratio, rows.weight),
+                "kl": losses.approximate_kl(behaviour, rows.weight),
                 "clip_share": losses.weighted_mean(outside, rows.weight),
-                "effective_sample_share": losses.effective_sample_share(log_ratio, rows.weight),
+                "effective_sample_share": losses.effective_sample_share(behaviour, rows.weight),
+                "ratio_tail_share": losses.ratio_tail_share(behaviour, rows.weight),
             }
+            if rows.log_importance is not None:
+                stats["kl_proximal"] = losses.approximate_kl(log_ratio, rows.weight)
             if extra is not None:
                 stats["auxiliary_loss"] = extra
         return float(loss.detach()), {name: float(x.detach()) for name, x in stats.items()}

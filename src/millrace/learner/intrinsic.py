@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from millrace.buffer.queue import Batch
+from millrace.buffer.batch import Batch
 from millrace.types import Array, Rollout
 
 

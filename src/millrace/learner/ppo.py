@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from millrace.buffer.queue import Batch
-from millrace.config import PPOConfig
+from millrace.buffer.batch import Batch, Draws
+from millrace.config import PPOConfig, ReplayConfig
 from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import Adam, FlatParameters
 from millrace.learner.gradients import make_gradients
@@ -32,6 +32,7 @@ class Learner:
         total_env_steps: where linear schedules reach 0.
         intrinsic: rewards beside the game's.
         auxiliary: a loss beside PPO's, on the same device.
+        replay: how drawn experience is treated.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Learner:
         seed: int,
         intrinsic: Intrinsic | None = None,
         auxiliary: Auxiliary | None = None,
+        replay: ReplayConfig | None = None,
     ) -> None:
         self.policy = policy
+        self._replay = replay = replay or ReplayConfig()
         self.config = config
         self.updates = 0
         self.skipped_steps = 0
@@ -57,7 +60,7 @@ class Learner:
         self._gradients = make_gradients(policy, self._parameters, config, auxiliary)
         self._generator = torch.Generator().manual_seed(seed)
         self._reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
-        self._targets = Targets(policy, config, self._reward_scaler)
+        self._targets = Targets(policy, config, self._reward_scaler, replay.burn_in_steps)
 
     def weights(self) -> Array:
         """Parameters and normalisers as one flat float32 vector."""
@@ -73,10 +76,10 @@ class Learner:
         learning_rate, clip = self._schedules.at(env_steps)
         skipped_before = self.skipped_steps
         bonus = self._bonus(batch.rollout)
-        stats = self._epochs(batch.rollout, bonus, learning_rate, clip)
+        stats = self._epochs(batch, bonus, learning_rate, clip)
         if self.skipped_steps == skipped_before:  # else something in the batch is not finite
             observe(self.policy, self._reward_scaler, batch)
-            self._schedules.observe_kl(stats["kl"])
+            self._schedules.observe_kl(kl_of_update(stats))
             if self._intrinsic is not None:
                 stats |= self._intrinsic.learn(batch)
         if bonus is not None:
@@ -97,16 +100,16 @@ class Learner:
         )
         return bonus
 
-    def _epochs(self, rollout: Rollout, bonus: Array | None, learning_rate: float, clip: float) -> dict[str, float]:
+    def _epochs(self, batch: Batch, bonus: Array | None, learning_rate: float, clip: float) -> dict[str, float]:
         """K passes in random order; the figures are means over the last pass."""
         config, size = self.config, self.config.minibatch_size
-        first_rows = rows = self._targets.rows(rollout, bonus)
-        state = self._targets.state(rollout)
+        first_rows = rows = self._targets.rows(batch, bonus)
+        state = self._targets.state(batch.rollout)
         self._gradients.prepare(rows, state)
         stats: list[dict[str, float]] = []
         for epoch in range(config.epochs):
             if epoch and config.recompute_advantage:
-                rows = self._targets.refreshed(rows, rollout)
+                rows = self._targets.refreshed(rows, batch)
                 self._gradients.prepare(rows, state)
             self._gradients.shuffle(self._generator)
             wants_stats = epoch == config.epochs - 1 or config.target_kl > 0
@@ -114,9 +117,18 @@ class Learner:
             for first in range(0, len(rows), size):
                 loss, figures = self._gradients.compute(first, first + size, clip, wants_stats)
                 stats.append({**figures, "grad_norm": self._descend(loss, learning_rate)})
-            if config.target_kl and _mean(stats, "kl") > config.target_kl:
+            if config.target_kl and kl_of_update(_means(stats)) > config.target_kl:
                 break
-        return {**{name: _mean(stats, name) for name in stats[0]}, **value_figures(first_rows)}
+        if batch.draws is not None:
+            self._judge(batch.draws, first_rows, batch.rollout.reward.shape)
+        return {**_means(stats), **value_figures(first_rows)}
+
+    def _judge(self, draws: Draws, rows: Rows, shape: tuple[int, ...]) -> None:
+        """Write what was found out about drawn rows [T, N] where the buffer looks for it."""
+        assert rows.td_error is not None
+        priority = rows.td_error if self._replay.priority == "td_error" else rows.advantage
+        draws.priority = priority.view(shape).cpu().numpy()
+        draws.error = (rows.target - rows.value).view(shape).cpu().numpy()
 
     def _descend(self, loss: float, learning_rate: float) -> float:
         """One optimiser step, unless loss or gradient is not finite: then nothing is touched, and it is counted."""
@@ -170,11 +182,11 @@ class Learner:
 
 
 def observe(policy: Policy, reward_scaler: RewardScaler | None, batch: Batch) -> None:
-    """Add each rollout of the batch to the normalisers, once, after it was learned from."""
-    rollout = batch.rollout
+    """Add each rollout that has come since the batch before to the normalisers, once, after the update."""
     for key, normalizer in policy.normalizers():
-        rows = rollout.present(key)[:-1][rollout.valid]
-        normalizer.update(torch.from_numpy(rows).to(normalizer.mean.device))
+        for rollout in [batch.rollout] if batch.fresh is None else batch.fresh:
+            rows = rollout.present(key)[:-1][rollout.valid]
+            normalizer.update(torch.from_numpy(rows).to(normalizer.mean.device))
     if reward_scaler is not None:
         for worker, block in batch.blocks():
             reward_scaler.update(worker, block)
@@ -196,5 +208,10 @@ def value_figures(rows: Rows) -> dict[str, float]:
     }
 
 
-def _mean(stats: list[dict[str, float]], name: str) -> float:
-    return sum(stat[name] for stat in stats) / len(stats)
+def kl_of_update(stats: dict[str, float]) -> float:
+    """From the policy before the update, where that is not the one that acted."""
+    return stats.get("kl_proximal", stats["kl"])
+
+
+def _means(stats: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(stat[name] for stat in stats) / len(stats) for name in stats[0]}

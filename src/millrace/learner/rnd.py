@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millrace.buffer.queue import Batch
+from millrace.buffer.batch import Batch
 from millrace.config import NetConfig, RNDConfig
 from millrace.learner.flat import Adam, FlatParameters
 from millrace.learner.rewards import RewardScaler

@@ -33,11 +33,15 @@ class Rows:
 
     Attributes:
         observation: raw, by key, as the policy sees it.
-        log_prob: of the action under the acting policy.
-        value: at collection.
+        log_prob: of the action under the policy that the objective is clipped around: the acting one, or the one at
+            the start of the update.
+        value: at collection, or of the policy at the start of the update.
         weight: 1 for experience, 0 for rows that count for nothing.
         begins: where an episode begins; for networks with recurrence only.
         reward: as advantages saw it: scaled, clipped, intrinsic reward added.
+        log_importance: log of the probability of the action at the start of the update over that at collection; None
+            where nobody asked.
+        td_error: temporal-difference error.
     """
 
     observation: dict[str, Tensor | StackedFrames]
@@ -50,6 +54,8 @@ class Rows:
     action_mask: Tensor | None = None
     begins: Tensor | None = None
     reward: Tensor | None = None
+    log_importance: Tensor | None = None
+    td_error: Tensor | None = None
 
     def take(self, index: Tensor) -> Rows:
         """The rows of an index, gathered."""

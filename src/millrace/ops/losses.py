@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,14 +21,31 @@ def normalize_advantages(advantage: Tensor, weight: Tensor) -> Tensor:
 
 
 def clipped_policy_loss(
-    log_ratio: Tensor, advantage: Tensor, weight: Tensor, clip: float, dual_clip: float = 0.0
+    log_ratio: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    clip: float,
+    dual_clip: float = 0.0,
+    log_importance: Tensor | None = None,
+    ratio_cap: float = math.inf,
 ) -> Tensor:
     """-E[min(r A, clip(r, 1 - clip, 1 + clip) A)] over [N]; with dual_clip c at least c A where A < 0.
 
-    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; Ye et al. 2020 (arXiv 1912.09729), eq. 3 for the dual clip.
+    With `log_importance`, log(prox / mu), the ratio r = pi / prox is clipped around the proximal policy, and corrected
+    for the acting policy mu: -E[min((pi / mu) A, clip(r, 1 - clip, 1 + clip) (prox / mu) A)], the decoupled objective.
+
+    Args:
+        log_ratio: log pi of the actions over what is clipped around.
+        ratio_cap: largest pi / mu; beyond it there is no gradient.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; Ye et al. 2020 (arXiv 1912.09729), eq. 3 for the dual clip;
+    Hilton et al. 2021 (arXiv 2110.00641), eq. 3 for the decoupled objective.
     """
-    ratio = log_ratio.exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
+    log_cap = math.log(ratio_cap)
+    importance: Tensor | float = 1.0 if log_importance is None else log_importance.clamp(max=log_cap).exp()
+    behaviour = log_ratio if log_importance is None else log_ratio + log_importance
+    clipped = log_ratio.exp().clamp(1.0 - clip, 1.0 + clip) * importance
+    surrogate = torch.minimum(behaviour.clamp(max=log_cap).exp() * advantage, clipped * advantage)
     if dual_clip:
         surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
     return -weighted_mean(surrogate, weight)
@@ -46,10 +65,15 @@ def approximate_kl(log_ratio: Tensor, weight: Tensor) -> Tensor:
     return weighted_mean(torch.expm1(log_ratio) - log_ratio, weight)
 
 
+def ratio_tail_share(log_ratio: Tensor, weight: Tensor, limit: float = 2.0) -> Tensor:
+    """Share of rows [N] whose importance ratio lies outside 1 / limit .. limit."""
+    return weighted_mean((log_ratio.abs() > math.log(limit)).to(weight.dtype), (weight > 0).to(weight.dtype))
+
+
 def effective_sample_share(log_ratio: Tensor, weight: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 of the importance weights, as a share of the samples: 1 is on-policy."""
     ratio = log_ratio.exp() * weight
-    return ratio.sum() ** 2 / ((ratio**2).sum() * weight.sum()).clamp_min(1e-8)
+    return ratio.sum() ** 2 / ((ratio**2).sum() * (weight > 0).sum()).clamp_min(1e-8)
 
 
 def explained_variance(value: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""The choices of a run in words, for its first lines on the screen."""
+
+from __future__ import annotations
+
+import math
+
+from millrace.config import Config
+from millrace.resolve import ANY_LAG
+
+
+def describe_lag(config: Config) -> str:
+    """How old acting policies may be."""
+    collect = config.collect
+    age = "of any age" if collect.max_policy_lag == ANY_LAG else f"lag {collect.max_policy_lag}"
+    exactly = " exactly" if collect.deterministic else ""
+    every = f", new weights every {collect.publish_every_updates} updates" if collect.publish_every_updates > 1 else ""
+    return f"{age}{exactly}{every}"
+
+
+def describe_replay(config: Config, nbytes: int) -> str:
+    """What the buffer holds and how often it is learned from."""
+    replay = config.replay
+    ratio = replay.samples_per_insert
+    often = "as often as the learner can" if math.isinf(ratio) else f"{ratio:g} times on average"
+    return (
+        f"replay    {replay.sampler}, {replay.capacity_items:,} {replay.item}s ({nbytes / 2**20:,.0f} MiB), the first "
+        f"drawn once {replay.min_size_items:,} are held, each drawn {often} and learned from "
+        f"{config.ppo.epochs} times a draw"
+    )
+
+
+def describe_correction(config: Config) -> str:
+    """What is done about rows of another policy than the present one, and why."""
+    ppo = config.ppo
+    why = "replay" if config.replay.is_on else f"lag {config.collect.max_policy_lag}"
+    choices = f"{ppo.targets} targets, {ppo.objective} objective, {ppo.values}'s values"
+    return f"{choices} ({why}; --ppo.targets, --ppo.objective)"
