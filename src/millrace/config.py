@@ -98,6 +98,16 @@ class CollectConfig:
     """Actions kept per slot so that a crash can be replayed; 0 turns the log off."""
     deterministic: bool = False
     """Update u learns wholly from the policy of update u - `max_policy_lag`: asynchronous, yet the same every time."""
+    inference: Literal["auto", "local", "central"] = "auto"
+    """Each worker acts with a copy of the policy, or one process acts for all; auto: central where that is cheaper."""
+    double_buffering: bool = True
+    """`central`: a worker steps one half of its slots while the actions of the other half are computed."""
+    max_batch_slots: int = 0
+    """`central`: most slots that one forward pass takes, in whole questions of workers; 0 = all that are waiting."""
+    max_wait_ms: float = 1.0
+    """`central`: once a worker asks, others are waited for this long, so that more slots share a forward pass."""
+    inference_threads: int = 0
+    """`central`: threads of a forward pass on the CPU; 0 = auto."""
     publish_every_updates: int = 1
     """Collectors get new weights after this many updates."""
     publish_every_s: float = 0.0
@@ -120,6 +130,11 @@ class CollectConfig:
         require(
             all(temperature > 0 for temperature in self.exploration_tiers),
             f"collect.exploration_tiers={self.exploration_tiers} must be temperatures above 0; try [1.0, 1.5]",
+        )
+        require(self.max_batch_slots >= 0, f"collect.max_batch_slots={self.max_batch_slots} must be 0 (all) or more")
+        require(self.max_wait_ms >= 0, f"collect.max_wait_ms={self.max_wait_ms} must be 0 or more")
+        require(
+            self.inference_threads >= 0, f"collect.inference_threads={self.inference_threads} must be 0 (auto) or more"
         )
         require(self.emphasis >= 0, f"collect.emphasis={self.emphasis} must be 0 (off) or more; try 0.5")
         require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")

@@ -17,6 +17,25 @@ def describe_lag(config: Config) -> str:
     return f"{age}{exactly}{every}"
 
 
+def describe_inference(config: Config, needs_torch: bool) -> str:
+    """Where actions come from, and why."""
+    collect = config.collect
+    library = "torch" if needs_torch else "NumPy"
+    if collect.inference == "local":
+        copies = "here" if collect.backend == "serial" else "in each worker"
+        return f"in {library}, {copies}" + (", which repeats exactly" if needs_torch and _is_exact(config) else "")
+    place = config.device if config.device.startswith("cuda") else f"{collect.inference_threads} thread(s)"
+    halves = ", a half of each worker's slots at a time" if collect.double_buffering else ""
+    return (
+        f"in {library}, central, in one process ({place}) for all {collect.workers} workers, which need no copy of the "
+        f"policy then{halves} (--collect.inference)"
+    )
+
+
+def _is_exact(config: Config) -> bool:
+    return config.collect.max_policy_lag == 0 or config.collect.deterministic
+
+
 def describe_replay(config: Config, nbytes: int) -> str:
     """What the buffer holds and how often it is learned from."""
     replay = config.replay

@@ -17,11 +17,14 @@ from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import SlotEnv
 from millrace.envs.vector_slots import VectorSlots
 from millrace.errors import ConfigError
+from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
 from millrace.types import RolloutLayout, SlotSpec
 
 MOST_LAG_UNCORRECTED = 2
 """Up to here plain GAE and the clipped ratio hold their own (docs/staleness.md)."""
+WORKERS_FOR_CENTRAL = 2
+"""From here one policy for all is better than one each, if it needs torch (benchmarks/README.md)."""
 ANY_LAG = 1_000_000
 """Replayed rows may be of any age: what is watched is how far the policy has moved since."""
 
@@ -69,17 +72,21 @@ def _compile(env: GameSlots) -> None:
     env.step(rollout.action[0], rows[1])
 
 
-def resolve(config: Config, probe: Probe) -> Config:
+def resolve(config: Config, probe: Probe, network: Any = None) -> Config:
     """The settings with every auto value filled in.
+
+    Args:
+        network: a user's own.
 
     Raises:
         ConfigError: settings that contradict each other.
     """
-    config = replace(config, collect=_collect(config, probe))
+    config = replace(config, collect=_collect(config, probe), device=_device(config, probe))
+    config = replace(config, collect=_inference(config, ActorMaker(probe.spec, config.net, network=network)))
     if config.replay.is_on:
         config = replace(config, replay=resolve_replay(config))
     _refuse_contradictions(config)
-    config = replace(config, ppo=_ppo(config, probe), device=_device(config, probe))
+    config = replace(config, ppo=_ppo(config, probe))
     config = replace(config, ppo=_correction(config))
     ppo, batch = config.ppo, batch_size_rows(config)
     if batch % ppo.minibatch_size:
@@ -143,6 +150,15 @@ def _refuse_contradictions(config: Config) -> None:
         (
             replay.is_on and collect.deterministic,
             "collect.deterministic=true wants each rollout used once, in turn; leave the [replay] settings out",
+        ),
+        (
+            collect.inference == "central" and collect.deterministic,
+            "collect.deterministic=true wants the same batches every time, and central inference batches whatever is "
+            'there; use collect.inference="local"',
+        ),
+        (
+            collect.inference == "central" and collect.backend == "serial",
+            'collect.inference="central" is one process for many workers; use collect.backend="processes"',
         ),
         (
             collect.publish_every_s and not replay.is_on,
@@ -211,6 +227,22 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
     return replace(
         collect, backend=backend, workers=workers, envs_per_worker=envs, rollout_steps=steps, max_policy_lag=lag
     )
+
+
+def _inference(config: Config, actor_maker: ActorMaker) -> CollectConfig:
+    """Where actions are computed, and with how many threads.
+
+    A question's answer depends on what it is batched with in its last digits, so that lock-step, which promises to
+    repeat itself bit for bit, stays local.
+    """
+    collect = config.collect
+    is_free = collect.backend == "processes" and collect.max_policy_lag > 0 and not collect.deterministic
+    pays = config.device.startswith("cuda") or collect.workers >= WORKERS_FOR_CENTRAL
+    inference = collect.inference
+    if inference == "auto":
+        inference = "central" if is_free and actor_maker.needs_torch and pays else "local"
+    threads = collect.inference_threads or max(1, system.available_cores() // 2)
+    return replace(collect, inference=inference, inference_threads=threads)
 
 
 def _ppo(config: Config, probe: Probe) -> PPOConfig:

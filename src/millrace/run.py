@@ -22,11 +22,12 @@ from millrace.buffer.slab import Slab
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.collect.pool import CollectorPool, PoolSetup
 from millrace.collect.source import Buffer, RolloutSource
+from millrace.collect.supervision import INFERENCE
 from millrace.config import Config
 from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
 from millrace.deploy.record import PolicyRecord
-from millrace.describe import describe_correction, describe_lag, describe_replay
+from millrace.describe import describe_correction, describe_inference, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
 from millrace.errors import CheckpointError, ConfigError, MissingExtraError
@@ -114,7 +115,7 @@ class Run:
         self.directory.create()
         self.sinks = Sinks(self._make_sinks(config, path))
         self.probe: Probe = self._probe()
-        self.config = dataclasses.replace(resolve(config, self.probe), run_dir=str(path))
+        self.config = dataclasses.replace(resolve(config, self.probe, self._network), run_dir=str(path))
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
         self.curriculum = Curriculum(self.config.curriculum, self.config.total_env_steps)
@@ -250,6 +251,7 @@ class Run:
             num_rollouts=held,
             weights_size=len(self.learner.weights()),
             num_versions=config.collect.max_policy_lag + 2 if config.collect.deterministic else 2,
+            device=config.device,
         )
         pool = make_pool(setup)
         return RolloutSource(pool, config.collect, make_buffer(pool.slab, config), config.replay.is_on)
@@ -328,6 +330,9 @@ class Run:
         faults = self.source.pool.setup.faults
         while faults:
             fault = faults.pop(0)
+            if fault.worker == INFERENCE:
+                self.sinks.note(f"{fault.message} ({fault.kind}): restarted; what it was asked waits")
+                continue
             try:
                 where = (
                     f"; reproduce: millrace replay {fault.write(self.directory.path / 'crashes', self._env_record())}"
@@ -506,11 +511,11 @@ class Run:
         """What a person wants to read at the start: sizes and the choices that were made."""
         config = self.config
         collect = config.collect
-        actor = "torch" if self.source.pool.setup.actor_maker.needs_torch else "NumPy"
         lines = [
             f"run       {self.directory.path}",
             f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
-            f"{collect.rollout_steps} steps, {describe_lag(config)}, inference in {actor}",
+            f"{collect.rollout_steps} steps, {describe_lag(config)}",
+            f"act       {describe_inference(config, self.source.pool.setup.actor_maker.needs_torch)}",
             *([describe_replay(config, self.buffer_bytes)] if config.replay.is_on else []),
             f"learn     {batch_size_rows(config):,} rows an update, {config.ppo.epochs} epochs of minibatches of "
             f"{config.ppo.minibatch_size}, {config.ppo.threads} threads, {config.device}",

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from millrace.errors import ConfigError
 
 Array = NDArray[Any]
+ArrayTable = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]  # shape and dtype by name
 ALIGNMENT_BYTES = 64  # one cache line, so that no two fields share one
 
 
@@ -190,7 +191,7 @@ class RolloutLayout:
     num_slots: int
     same_step_reset: bool = False
     state_size: int = 0
-    arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(init=False, compare=False)
+    arrays: ArrayTable = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrays", dict(self._describe()))
@@ -227,19 +228,29 @@ class RolloutLayout:
     @property
     def nbytes(self) -> int:
         """Bytes of one rollout, every field aligned to a cache line."""
-        return sum(_aligned(_nbytes(shape, dtype)) for shape, dtype in self.arrays.values())
+        return nbytes_of(self.arrays)
 
     def view(self, memory: memoryview, offset_bytes: int = 0) -> Rollout:
         """A rollout whose arrays lie in `memory`, which needs `nbytes` from `offset_bytes` on."""
-        views: dict[str, Array] = {}
-        for name, (shape, dtype) in self.arrays.items():
-            views[name] = np.ndarray(shape, dtype, buffer=memory, offset=offset_bytes)
-            offset_bytes += _aligned(_nbytes(shape, dtype))
-        return Rollout.from_fields(views)
+        return Rollout.from_fields(views_of(self.arrays, memory, offset_bytes))
 
     def allocate(self) -> Rollout:
         """A rollout of zeros in ordinary memory."""
         return self.view(memoryview(bytearray(self.nbytes)))
+
+
+def nbytes_of(arrays: ArrayTable) -> int:
+    """Bytes of arrays one after another, each aligned to a cache line."""
+    return sum(_aligned(_nbytes(shape, dtype)) for shape, dtype in arrays.values())
+
+
+def views_of(arrays: ArrayTable, memory: memoryview, offset_bytes: int = 0) -> dict[str, Array]:
+    """Those arrays in `memory`, which needs `nbytes_of` them from `offset_bytes` on."""
+    views: dict[str, Array] = {}
+    for name, (shape, dtype) in arrays.items():
+        views[name] = np.ndarray(shape, dtype, buffer=memory, offset=offset_bytes)
+        offset_bytes += _aligned(_nbytes(shape, dtype))
+    return views
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

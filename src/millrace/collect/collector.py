@@ -5,16 +5,17 @@ The same object runs inline, in a worker process, or anywhere else; where it run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from millrace.collect.weights import Held
 from millrace.envs.protocol import EnvRow, SlotEnv
 from millrace.errors import EnvError
-from millrace.nets.actor import Actor
+from millrace.nets.actor import Forward
 from millrace.nets.memory import Memory
 from millrace.ops.sampling import sample_actions
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
@@ -26,12 +27,26 @@ A slot whose last transition was done is reset by the next step, whatever the ac
 """
 
 
+@runtime_checkable
+class Remote(Forward, Protocol):
+    """A policy that acts elsewhere, whose answers take a while.
+
+    Attributes:
+        held: the weights that gave the last answer.
+    """
+
+    held: Held
+
+    def ask(self, observation: dict[str, Array], state: Array | None = None) -> None:
+        """Send on its way what the next call of `forward` will be about: that then waits for the rest of the time."""
+
+
 @dataclass(frozen=True)
 class Collected:
     """What one rollout gave besides its arrays.
 
     Attributes:
-        version: of the weights that acted.
+        version: of the weights that acted, the oldest if there were several.
         digest: of those weights, as their holder read them.
     """
 
@@ -42,24 +57,29 @@ class Collected:
     digest: int = 0
 
 
+Collecting = Generator[None, None, Collected]
+"""A rollout under way. It stops wherever an answer is awaited, so that somebody else may work meanwhile."""
+
+
 class Collector:
-    """Owns the environments, a policy copy and the random stream of one worker.
+    """Owns environments, their random stream, and what the policy remembers of them.
 
     Args:
+        actor: the policy; whoever gave it sees to its weights.
         player: acts in the policy's place, which still gives values and carries its memory along.
     """
 
     def __init__(
         self,
         env: SlotEnv,
-        actor: Actor,
+        actor: Forward,
         layout: RolloutLayout,
         rng: np.random.Generator,
         player: Player | None = None,
     ) -> None:
         self.env = env
         self._player = player
-        self._actor = actor
+        self._actor, self._remote = actor, actor if isinstance(actor, Remote) else None
         self._layout = layout
         self._rng = rng
         self._memory = Memory(layout.spec, layout.state_size, layout.num_slots)
@@ -71,9 +91,6 @@ class Collector:
         self._rows: dict[int, EnvRows] = {}  # by identity: rollouts live in fixed places
         self._started = False
 
-    def load_weights(self, weights: Array) -> None:
-        self._actor.load(weights)
-
     def start(self) -> None:
         """Begin the first episodes, unless some are in progress."""
         if not self._started:
@@ -82,36 +99,50 @@ class Collector:
             self._started = True
 
     def collect(self, rollout: Rollout, version: int, progress: Array) -> Collected:
-        """Fill `rollout` with T steps acted by the loaded weights.
+        """Fill `rollout` with T steps.
 
         Args:
-            version: of those weights.
+            version: of the weights that act; a remote policy tells its own.
             progress: one int64 that counts steps for whoever watches over this collector.
         """
-        begin = perf_counter()
+        return collect_in_turn([self.collecting(rollout, Held(version, 0), progress)])
+
+    def collecting(self, rollout: Rollout, held: Held, progress: Array) -> Collecting:
+        """The same bit by bit, acted by the weights `held`."""
         self.start()
         rows = self._rows.get(id(rollout)) or self._rows.setdefault(id(rollout), EnvRows(rollout, self._layout))
-        times = CollectorTimes()
+        times, remote = CollectorTimes(), self._remote
         bad_before = self.env.bad_values
-        seen = self._begin(rollout, rows)
+        seen = self._begin(rollout, rows, held.version)
         for t in range(self._layout.num_steps):
+            if remote is not None:
+                remote.ask(seen, self._memory.state)
+                yield
             self._act(rollout, rows, t, seen, times)
+            if remote is not None:
+                held = remote.held if t == 0 else held
+                rollout.policy_version[t] = remote.held.version
+            progress[0] += 1
             stepping = perf_counter()
             self.env.step(rollout.action[t], rows.rows[t + 1])
             times.step_s += perf_counter() - stepping
-            progress[0] += 1
             if self.env.final is not None:
                 self._bootstrap(rollout, t)
             seen = self._see(rollout, rows, t)
-        self._finish(rollout, rows, seen, version)
-        episodes = self._episodes(rollout)
-        times.other_s = perf_counter() - begin - times.step_s - times.inference_s
-        return Collected(version, episodes, times, self.env.bad_values - bad_before)
+        # A copy: the next rollout acts on this row again, with its own weights.
+        state = None if self._memory.state is None else self._memory.state.copy()
+        if remote is not None:
+            remote.ask(seen, state)
+            yield
+        rollout.value[-1] = self._actor.forward(seen, state)[1]
+        self._finish(rollout, rows)
+        return Collected(held.version, self._episodes(rollout), times, self.env.bad_values - bad_before, held.digest)
 
-    def _begin(self, rollout: Rollout, rows: EnvRows) -> dict[str, Array]:
+    def _begin(self, rollout: Rollout, rows: EnvRows, version: int) -> dict[str, Array]:
         """Carry over what the last rollout ended with; what the policy sees in row 0."""
         memory = self._memory
         _copy_row(self._current, rows.rows[0])
+        rollout.policy_version[:] = version
         for key, frames in memory.frames.items():
             earlier = frames.shape[1] - 1
             rollout.observation[key][:earlier] = np.moveaxis(frames[:, :-1], 1, 0)
@@ -159,14 +190,10 @@ class Collector:
         seen, state = self._memory.peek(final.slots, final.observation)
         rollout.bootstrap_value[t, final.slots] = self._actor.forward(seen, state)[1]
 
-    def _finish(self, rollout: Rollout, rows: EnvRows, seen: dict[str, Array], version: int) -> None:
-        last, state = rows.rows[-1], self._memory.state
-        # A copy: the next rollout acts on this row again, with its own weights.
-        rollout.value[-1] = self._actor.forward(seen, None if state is None else state.copy())[1]
-        rollout.policy_version[:] = version
+    def _finish(self, rollout: Rollout, rows: EnvRows) -> None:
         if rollout.action_mask is not None and rows.mask is not None:
             rollout.action_mask[:] = np.packbits(rows.mask, axis=-1, bitorder="little")
-        _copy_row(last, self._current)
+        _copy_row(rows.rows[-1], self._current)
 
     def _episodes(self, rollout: Rollout) -> tuple[EpisodeRecord, ...]:
         """Records of the episodes that ended in this rollout, in order; whole columns at once."""
@@ -225,6 +252,35 @@ class Collector:
 
     def close(self) -> None:
         self.env.close()
+
+
+def collect_in_turn(streams: Sequence[Collecting]) -> Collected:
+    """Carry rollouts forward in turn, each until it waits for an answer; what all of them gave."""
+    begin = perf_counter()
+    waiting, parts = list(streams), []
+    while waiting:
+        stream = waiting.pop(0)
+        try:
+            next(stream)
+            waiting.append(stream)
+        except StopIteration as end:
+            parts.append(end.value)
+    collected = _together(parts)
+    times = collected.times
+    times.other_s = perf_counter() - begin - times.step_s - times.inference_s
+    return collected
+
+
+def _together(parts: Sequence[Collected]) -> Collected:
+    """One account of rollouts beside each other."""
+    if len(parts) == 1:
+        return parts[0]
+    oldest = min(parts, key=lambda part: part.version)
+    episodes = tuple(episode for part in parts for episode in part.episodes)
+    times = CollectorTimes()
+    for part in parts:
+        times.add(part.times)
+    return Collected(oldest.version, episodes, times, sum(part.bad_values for part in parts), oldest.digest)
 
 
 class EnvRows:

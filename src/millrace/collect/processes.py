@@ -16,9 +16,18 @@ import cloudpickle
 
 from millrace import system
 from millrace.buffer.slab import Slab
+from millrace.collect.exchange import Exchange
+from millrace.collect.inference import inference_main
 from millrace.collect.options import OptionsBoard
-from millrace.collect.pool import Outcome, PoolSetup, action_log, progress_words, with_generation
-from millrace.collect.supervision import REFUSED, Fault
+from millrace.collect.pool import (
+    LANE_STEPS,
+    Outcome,
+    PoolSetup,
+    episodes_under_way,
+    progress_words,
+    with_generation,
+)
+from millrace.collect.supervision import INFERENCE, REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
 from millrace.errors import ConfigError, WorkerError
@@ -45,9 +54,17 @@ class _Worker:
     last_change_s: float = 0.0
     inbox: list[Any] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        return "inference process" if self.index == INFERENCE else f"worker {self.index}"
+
 
 class ProcessPool:
-    """Workers wait for nothing but their pipe; this side waits for pipes and deaths together."""
+    """Workers wait for nothing but their pipe; this side waits for pipes and deaths together.
+
+    With central inference they also wait for the process that acts, one more that is watched and restarted here. It
+    keeps nothing, so that nothing is lost with it: its successor answers what is still asked.
+    """
 
     def __init__(self, setup: PoolSetup) -> None:
         self.setup = setup
@@ -56,43 +73,64 @@ class ProcessPool:
         self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, setup.num_versions)
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
+        self._inference = _Worker(INFERENCE) if setup.config.inference == "central" else None
+        self._everyone = [*self._workers, *([self._inference] if self._inference else [])]
         self.options = OptionsBoard(setup.config.workers)
         self._outcomes: list[Outcome] = []
         self._context = multiprocessing.get_context("spawn")
-        self._makers = _pickled(setup)
+        self._exchange: Exchange | None = setup.open_exchange(self._context) if self._inference else None
+        # Makers that bring torch along stay out of workers that do not act themselves.
+        self._makers = _pickled((setup.env_maker, None if self._inference else setup.actor_maker))
+        self._actor_maker = _pickled(setup.actor_maker)
 
     def start(self) -> None:
-        for worker in self._workers:
+        for worker in self._everyone:
             self._spawn(worker)
-        while any(worker.state == "starting" for worker in self._workers) or not self._any_up():
+        while any(worker.state == "starting" for worker in self._everyone) or not self._any_up():
             self._wait(WATCH_INTERVAL_S)
-            if all(worker.state == "down" and worker.generation + 1 >= START_ATTEMPTS for worker in self._workers):
-                fault = self.setup.faults[-1]
-                raise WorkerError(
-                    f"no worker could be started in {START_ATTEMPTS} attempts each; the last: {fault.message}"
-                    + (f"\n\nThe worker's own traceback:\n{fault.traceback}" if fault.traceback else "")
-                )
+            alone = [self._inference] if self._inference else []
+            for needed in (self._workers, alone):
+                if needed and all(w.state == "down" and w.generation + 1 >= START_ATTEMPTS for w in needed):
+                    self._give_up(needed)
 
     def _any_up(self) -> bool:
-        return any(worker.state == "up" for worker in self._workers)
+        """Somebody collects, and whoever acts for all is there."""
+        acts = self._inference is None or self._inference.state == "up"
+        return acts and any(worker.state == "up" for worker in self._workers)
+
+    def _give_up(self, needed: list[_Worker]) -> None:
+        who = "no worker" if len(needed) > 1 or needed[0].index != INFERENCE else "no inference process"
+        fault = [fault for fault in self.setup.faults if any(fault.worker == worker.index for worker in needed)][-1]
+        raise WorkerError(
+            f"{who} could be started in {START_ATTEMPTS} attempts each; the last: {fault.message}"
+            + (f"\n\nThe worker's own traceback:\n{fault.traceback}" if fault.traceback else "")
+        )
 
     def _spawn(self, worker: _Worker) -> None:
         worker.generation += 1
-        self.options.forget(worker.index)
-        setup = self.setup
-        payload = setup.for_worker(worker.index, worker.generation, self._blocks)
-        self._progress[worker.index] = 0
         worker.connection, theirs = self._context.Pipe()
+        target, payload, makers = self._inference_part() if worker is self._inference else self._worker_part(worker)
         worker.process = self._context.Process(
-            target=worker_main,
-            args=(payload, self._makers, theirs),
-            name=f"millrace-worker-{worker.index}",
+            target=target,
+            args=(payload, makers, theirs),
+            name=f"millrace-{worker.name.replace(' ', '-')}",
             daemon=True,
         )
         with bare_main(), system.environment(**dict.fromkeys(system.THREAD_VARIABLES, "1")):
             worker.process.start()
         theirs.close()
-        worker.state, worker.deadline_s = "starting", time.monotonic() + setup.config.start_timeout_s
+        worker.state = "starting"
+        worker.deadline_s = time.monotonic() + self.setup.config.start_timeout_s
+
+    def _worker_part(self, worker: _Worker) -> tuple[Any, Any, bytes]:
+        self.options.forget(worker.index)
+        self._progress[worker.index] = 0
+        payload = self.setup.for_worker(worker.index, worker.generation, self._blocks, self._exchange)
+        return worker_main, payload, self._makers
+
+    def _inference_part(self) -> tuple[Any, Any, bytes]:
+        assert self._exchange is not None
+        return inference_main, self.setup.for_inference(self._blocks, self._exchange), self._actor_maker
 
     def grant(self, worker: int, place: int, version: int | None = None) -> None:
         target = self._workers[worker]
@@ -118,7 +156,7 @@ class ProcessPool:
 
     def _wait(self, timeout_s: float) -> None:
         """Sleep until a message, a death, or the next thing to look after."""
-        alive = [worker for worker in self._workers if worker.state != "down"]
+        alive = [worker for worker in self._everyone if worker.state != "down"]
         handles = [worker.connection for worker in alive] + [worker.process.sentinel for worker in alive]
         # Without handles this just sleeps, until a restart is due.
         ready = mp_connection.wait(handles, min(timeout_s, WATCH_INTERVAL_S)) if handles else _sleep(timeout_s)
@@ -156,22 +194,29 @@ class ProcessPool:
     def _look_after(self) -> None:
         """Deadlines: of starting, of stepping, of coming back."""
         now_s = time.monotonic()
-        for worker in self._workers:
+        for worker in self._everyone:
             if worker.state == "starting" and now_s > worker.deadline_s:
                 self._lose(worker, "failed to start", f"not ready within {self.setup.config.start_timeout_s:g} s")
-            elif worker.state == "up" and worker.places:
+            elif worker.state == "up" and (worker.places or worker is self._inference):
                 self._watch_steps(worker, now_s)
             elif worker.state == "down" and now_s >= worker.restart_due_s:
                 self._spawn(worker)
 
     def _watch_steps(self, worker: _Worker, now_s: float) -> None:
-        steps = int(self._progress[worker.index, 0])
-        if steps != worker.last_steps:
+        steps, timeout_s = self._steps(worker), self.setup.config.step_timeout_s
+        is_waiting = worker is not self._inference and self._exchange and self._exchange.is_waiting(worker.index)
+        if steps != worker.last_steps or is_waiting:  # for an answer, that is: then it is not the one that is late
             worker.last_steps, worker.last_change_s = steps, now_s
-        elif now_s - worker.last_change_s > self.setup.config.step_timeout_s:
-            self._lose(
-                worker, "hung", f"no step finished within collect.step_timeout_s={self.setup.config.step_timeout_s:g}"
-            )
+        elif now_s - worker.last_change_s > timeout_s:
+            what = "sign of life" if worker is self._inference else "step finished"
+            self._lose(worker, "hung", f"no {what} within collect.step_timeout_s={timeout_s:g}")
+
+    def _steps(self, worker: _Worker) -> int:
+        """What changes as long as a process does not hang."""
+        if worker is self._inference:
+            assert self._exchange is not None
+            return int(self._exchange.heartbeat[0])
+        return int(self._progress[worker.index, LANE_STEPS].sum())
 
     def _lose(self, worker: _Worker, kind: str, reason: str, traceback: str = "") -> None:
         """Put an end to the process, report its grants as lost, and plan the restart."""
@@ -187,17 +232,18 @@ class ProcessPool:
         worker.restart_due_s = time.monotonic() + self.setup.policy.record(fault, time.monotonic())
 
     def _fault(self, worker: _Worker, kind: str, reason: str, traceback: str) -> Fault:
-        setup = self.setup
-        steps, busy, place, steps_before = (int(word) for word in self._progress[worker.index, :4])
-        seed = setup.stream_seed(worker.index, worker.generation)
-        log = action_log(self._blocks.logs, setup.layout, setup.config.action_log_steps, worker.index)
+        if worker is self._inference:
+            return Fault(INFERENCE, kind, f"{worker.name}: {reason}", traceback)
+        setup, progress = self.setup, self._progress[worker.index]
+        steps, place = int(progress[0]), int(progress[2])
+        lanes = setup.lanes(worker.index, worker.generation)
         slots: list[dict[str, Any]] = []
-        if log is not None and worker.state == "up":
-            # The step under way counts: its action is written before the environment sees it.
-            slots = log.slots(self.slab.rollouts[place] if busy else None, steps - steps_before + 1, seed)
+        if worker.state == "up":
+            rollout, log_steps = self.slab.rollouts[place], setup.config.action_log_steps
+            slots = episodes_under_way(self._blocks.logs, lanes, log_steps, worker.index, progress, rollout)
             slots = self.options.of_episodes(worker.index, slots, setup.layout.num_steps)
-        message = f"worker {worker.index}, step {steps}: {reason}"
-        return Fault(worker.index, kind, message, traceback, seed, steps, tuple(slots))
+        message = f"{worker.name}, step {steps}: {reason}"
+        return Fault(worker.index, kind, message, traceback, lanes[0].stream_seed, steps, tuple(slots))
 
     def _ask(self, worker: _Worker, message: tuple[Any, ...], timeout_s: float) -> Any:
         """Send a request to an idle worker and wait for its one answer; None where it fails to give one."""
@@ -228,8 +274,8 @@ class ProcessPool:
             if worker.state != "up":
                 problems.append(f"worker {worker.index}: it has not started")
                 continue
-            seeds = [self.setup.stream_seed(worker.index, worker.generation + i) for i in (0, 1)]
-            problem = self._ask(worker, ("load", state, *seeds), self.setup.config.start_timeout_s)
+            lanes = [self.setup.lanes(worker.index, worker.generation + i) for i in (0, 1)]
+            problem = self._ask(worker, ("load", state, *lanes), self.setup.config.start_timeout_s)
             if problem:
                 worker.generation += 1
             if problem != "":
@@ -240,11 +286,13 @@ class ProcessPool:
         return [system.memory_rss_bytes(w.process.pid) for w in self._workers if w.state != "down"]
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that run."""
-        return [w.process.pid for w in self._workers if w.state != "down"]
+        """Process ids of what runs: workers, then the inference process if there is one."""
+        return [w.process.pid for w in self._everyone if w.state != "down"]
 
     def close(self) -> None:
-        running = [worker for worker in self._workers if worker.state != "down"]
+        if self._inference is not None and self._inference.state != "down":
+            self._inference.process.kill()
+        running = [worker for worker in self._everyone if worker.state != "down"]
         for worker in running:
             with contextlib.suppress(OSError):
                 worker.connection.send(("close",))
@@ -257,6 +305,8 @@ class ProcessPool:
                 worker.process.join(CLOSE_TIMEOUT_S)
             worker.connection.close()
             worker.state = "down"
+        if self._exchange is not None:
+            self._exchange.close()
         self._blocks.close()
 
 
@@ -272,10 +322,10 @@ def _exit_reason(process: Any) -> str:
     return f" by signal {-code}" if code < 0 else f" with exit code {code}"
 
 
-def _pickled(setup: PoolSetup) -> bytes:
+def _pickled(makers: Any) -> bytes:
     try:
-        makers: bytes = cloudpickle.dumps((setup.env_maker, setup.actor_maker))
-        return makers
+        pickled: bytes = cloudpickle.dumps(makers)
+        return pickled
     except Exception as error:
         raise ConfigError(
             f"the environment factory or network cannot be sent to worker processes ({error}); make it inside the "

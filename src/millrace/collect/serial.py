@@ -10,7 +10,7 @@ from typing import Any
 
 from millrace.buffer.slab import Slab
 from millrace.collect.options import OptionsBoard
-from millrace.collect.pool import Outcome, PoolSetup, Workplace, action_log, progress_words, with_generation
+from millrace.collect.pool import Outcome, PoolSetup, Workplace, episodes_under_way, progress_words, with_generation
 from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.errors import EnvError
@@ -73,11 +73,10 @@ class SerialPool:
 
     def _fail(self, worker: int, place: int, error: Exception) -> None:
         setup = self.setup
-        steps_before, step = int(self._progress[worker, 3]), int(self._progress[worker, 0])
-        log = action_log(self._blocks.logs, setup.layout, setup.config.action_log_steps, worker)
-        seed = setup.stream_seed(worker, self._generations[worker])
-        rollout = self.slab.rollouts[place]
-        slots = log.slots(rollout, step - steps_before + 1, seed) if log is not None else []
+        lanes, progress = setup.lanes(worker, self._generations[worker]), self._progress[worker]
+        seed, step = lanes[0].stream_seed, int(progress[0])
+        rollout, log_steps = self.slab.rollouts[place], setup.config.action_log_steps
+        slots = episodes_under_way(self._blocks.logs, lanes, log_steps, worker, progress, rollout)
         slots = self.options.of_episodes(worker, slots, setup.layout.num_steps)
         message = f"worker {worker}, step {step}: {type(error).__name__}: {error}"
         kind = REFUSED if isinstance(error, EnvError) else "raised"
@@ -85,13 +84,14 @@ class SerialPool:
         if isinstance(error, EnvError) and self._workplaces[worker] is None:
             raise error
         self._workplaces[worker] = None
+        self._progress[worker, 1] = 0
         self._generations[worker] += 1
         self.options.forget(worker)
         setup.faults.append(fault)
         self._due_s[worker] = time.monotonic() + setup.policy.record(fault, time.monotonic())
 
     def save_states(self) -> list[dict[str, Any] | None]:
-        states = [None if workplace is None else workplace.collector.save_state() for workplace in self._workplaces]
+        states = [None if workplace is None else workplace.save_state() for workplace in self._workplaces]
         return [with_generation(*pair) for pair in zip(states, self._generations, strict=True)]
 
     def load_states(self, states: list[dict[str, Any] | None]) -> list[str]:
@@ -102,11 +102,11 @@ class SerialPool:
                 continue
             self._generations[worker] = state["generation"]
             try:
-                workplace.load_state(state, self.setup.stream_seed(worker, state["generation"]))
+                workplace.load_state(state, self.setup.lanes(worker, state["generation"]))
             except Exception as error:
                 problems.append(f"worker {worker}: {error}")
                 self._generations[worker] += 1
-                workplace.begin_anew(self.setup.stream_seed(worker, self._generations[worker]))
+                workplace.begin_anew(self.setup.lanes(worker, self._generations[worker]))
         return problems
 
     def memory_bytes(self) -> list[int]:
@@ -115,6 +115,6 @@ class SerialPool:
     def close(self) -> None:
         for workplace in self._workplaces:
             if workplace is not None:
-                workplace.collector.close()
+                workplace.close()
         self._workplaces.clear()
         self._blocks.close()

@@ -14,6 +14,7 @@ from millrace.errors import WorkerError
 
 MAX_BACKOFF_S = 30.0
 REFUSED = "refused"
+INFERENCE = -1  # in a worker's place: the process that acts for all of them
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Fault:
     """Why a worker was lost.
 
     Attributes:
+        worker: its index, or `INFERENCE`.
         kind: raised, died, hung, failed to start, or refused: the environment broke its contract.
         message: one sentence.
         traceback: the worker's own, where it had one.

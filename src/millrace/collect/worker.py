@@ -1,6 +1,6 @@
 """The life of a worker process: build, then collect what is granted until told to stop.
 
-Messages from the parent: ("collect", place, options, version), ("save",), ("load", state, seed, spare seed), or
+Messages from the parent: ("collect", place, options, version), ("save",), ("load", state, lanes, spare lanes), or
 ("close",).
 Messages to the parent: ("ready", exactness), ("finished", place, Collected), ("state", state), ("loaded", problem),
 ("failed", message, traceback, whether the environment broke its contract, which a restart does not mend).
@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 
 from millrace import system
-from millrace.collect.pool import WorkerSetup, Workplace
+from millrace.collect.pool import Lane, WorkerSetup, Workplace
 from millrace.errors import EnvError
 
 ORPHAN_CHECK_S = 2.0
@@ -29,7 +29,7 @@ def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> No
     """Entry point of the process.
 
     Args:
-        makers: environment and actor maker, pickled by value: functions of a notebook or script travel too.
+        makers: of environment and actor, pickled by value: functions of a notebook or script travel too.
     """
     # Ctrl-C reaches the whole group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -37,13 +37,13 @@ def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> No
     system.lower_priority(setup.nice)
     try:
         workplace = Workplace(setup, *cloudpickle.loads(makers))
-        connection.send(("ready", workplace.collector.env.exactness))
+        connection.send(("ready", workplace.exactness))
         _serve(workplace, connection)
-        workplace.collector.close()
+        workplace.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone: so are we
     except Exception as error:
-        _report(connection, error)
+        report(connection, error)
 
 
 def _serve(workplace: Workplace, connection: Connection) -> None:
@@ -58,24 +58,25 @@ def _serve(workplace: Workplace, connection: Connection) -> None:
                 connection.send(("finished", place, collected))
                 idle_since = time.perf_counter()
             case ("save",):
-                connection.send(("state", workplace.collector.save_state()))
-            case ("load", state, stream_seed, spare_seed):
-                connection.send(("loaded", _load(workplace, state, stream_seed, spare_seed)))
+                connection.send(("state", workplace.save_state()))
+            case ("load", state, lanes, spare_lanes):
+                connection.send(("loaded", _load(workplace, state, lanes, spare_lanes)))
             case _:
                 return
 
 
-def _load(workplace: Workplace, state: dict[str, Any], stream_seed: int, spare_seed: int) -> str:
-    """What was wrong with the state, if anything; new episodes then begin, from the spare seed."""
+def _load(workplace: Workplace, state: dict[str, Any], lanes: tuple[Lane, ...], spare: tuple[Lane, ...]) -> str:
+    """What was wrong with the state, if anything; new episodes then begin, from the spare lanes' seeds."""
     try:
-        workplace.load_state(state, stream_seed)
+        workplace.load_state(state, lanes)
     except Exception as error:
-        workplace.begin_anew(spare_seed)
+        workplace.begin_anew(spare)
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _report(connection: Connection, error: Exception) -> None:
+def report(connection: Connection, error: Exception) -> None:
+    """Tell the parent what ended this process."""
     try:
         connection.send(
             ("failed", f"{type(error).__name__}: {error}", traceback.format_exc(), isinstance(error, EnvError))

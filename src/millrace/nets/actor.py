@@ -25,7 +25,18 @@ from millrace.types import Array, SlotSpec
 OBSERVATION_CLIP = 10.0
 
 
-class Actor(Protocol):
+class Forward(Protocol):
+    """What a collector needs of a policy."""
+
+    def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
+        """Raw observations as seen [B, ...] to distribution parameters [B, P] and values [B], float32.
+
+        Args:
+            state: [B, S] recurrent state, overwritten with the next one; None for networks without.
+        """
+
+
+class Actor(Forward, Protocol):
     """A policy copy that only acts.
 
     Attributes:
@@ -38,13 +49,6 @@ class Actor(Protocol):
 
     def load(self, weights: Array) -> None:
         """Take the flat float32 weights."""
-
-    def forward(self, observation: dict[str, Array], state: Array | None = None) -> tuple[Array, Array]:
-        """Raw observations as seen [B, ...] to distribution parameters [B, P] and values [B], float32.
-
-        Args:
-            state: [B, S] recurrent state, overwritten with the next one; None for networks without.
-        """
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,13 @@ class ActorMaker:
         """S, the numbers of recurrent state that one slot needs."""
         return state_size(self.spec, self.net) if self.network is None else int(getattr(self.network, "state_size", 0))
 
-    def make(self) -> Actor:
+    def make(self, device: str = "cpu", threads: int = 1) -> Actor:
+        """An actor without weights; where, and with how many threads, matters only to those that need torch."""
         if not self.needs_torch:
             return NumpyActor(self.spec, self.net, self.normalize_observation)
         from millrace.nets.torch_actor import TorchActor
 
-        return TorchActor(self.spec, self.net, self.normalize_observation, self.network)
+        return TorchActor(self.spec, self.net, self.normalize_observation, self.network, device, threads)
 
 
 class NumpyActor:

@@ -147,9 +147,9 @@ class Policy(nn.Module):
             tensor.copy_(parts[name])
 
     @torch.no_grad()
-    def adopt_flat_weights(self, weights: Array) -> None:
+    def adopt_flat_weights(self, weights: Array, device: str = "cpu") -> None:
         """The same for a policy that was made on the device `meta`, which has no numbers yet: it gets copies."""
-        parts = {name: part.clone() for name, part in self._parts(weights).items()}
+        parts = {name: part.to(device, copy=True) for name, part in self._parts(weights).items()}
         for name, part in parts.items():
             if part.dim() == 4:
                 parts[name] = part.contiguous(memory_format=torch.channels_last)
