@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow
 from millrace.run import Run
 from millrace.rundir import RunDirectory
-from millrace.types import SlotSpec
+from millrace.types import Rollout, SlotSpec
 
 QUICK = {
     "metrics.tensorboard": False,
@@ -56,6 +57,20 @@ def opened(env: str | Callable[..., Any], run_dir: Path, **settings: Any) -> Ite
         yield run
 
 
+def evaluated(run: Run, rollout: Rollout) -> Any:
+    """Parameters and values of all T + 1 rows under the learner's policy, as tensors."""
+    import torch
+
+    from millrace.learner.rows import seen
+
+    policy, targets, num_rows = run.learner.policy, run.learner._targets, rollout.num_steps + 1
+    with torch.no_grad():
+        observation = seen(targets._observation(rollout, num_rows))
+        if not policy.state_size:
+            return policy(observation)
+        return policy.unroll(observation, targets.state(rollout), targets._begins(rollout, num_rows))[:2]
+
+
 def learned(run_dir: Path) -> dict[str, Any]:
     """Everything that learning made, from the newest checkpoint: weights, moments, statistics, collectors."""
     checkpoint, _ = RunDirectory(Path(run_dir)).newest_checkpoint()
@@ -86,6 +101,12 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
         same = first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
         return [] if same else [f"{path}: {first} is not {second}"]
     return [] if first == second else [f"{path}: {first!r} is not {second!r}"]
+
+
+def libraries_of(pid: int, name: str) -> list[str]:
+    """Shared libraries from the folder of an installed package that are mapped into a process."""
+    folder = str(Path(importlib.util.find_spec(name).origin).parent)
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if folder in line]
 
 
 def rows_of(run_dir: Path) -> list[dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import subprocess
 import sys
@@ -202,7 +201,7 @@ def test_importing_loads_no_more_than_is_used(code, unwanted):
 
 
 def test_a_worker_with_a_dense_policy_does_not_load_torch(run_dir):
-    from helpers import opened
+    from helpers import libraries_of, opened
 
     with opened("CartPole-v1", run_dir, **{"collect.backend": "processes"}) as run:
         run.source.next_batch()
@@ -215,7 +214,7 @@ def test_a_worker_with_a_network_of_the_users_own_does(run_dir):
     """The same question where the answer is yes, so that the one above is known to be able to fail."""
     import torch
 
-    from helpers import QUICK
+    from helpers import QUICK, libraries_of
     from millrace.config import Config
     from millrace.envs.make import EnvMaker
     from millrace.run import Run
@@ -240,12 +239,6 @@ def test_a_worker_with_a_network_of_the_users_own_does(run_dir):
         batch = run.source.next_batch()
         run.learner.update(batch, 0)
         assert libraries_of(run.source.pool.pids()[0], "torch")
-
-
-def libraries_of(pid: int, name: str) -> list[str]:
-    """Shared libraries from the folder of an installed package that are mapped into a process."""
-    folder = str(Path(importlib.util.find_spec(name).origin).parent)
-    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if folder in line]
 
 
 def test_loading_and_evaluating_a_policy_in_a_fresh_process_needs_no_torch(run_dir):

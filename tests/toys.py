@@ -138,6 +138,27 @@ class Everything(gym.Env):
         return self.observation_space.sample(), 1.0, self.ticks == 6, False, {}
 
 
+class Pixels(gym.Env):
+    """An image for the convolutions; whatever is done, nothing comes of it."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        self.action_space = spaces.Discrete(3)
+        self.ticks = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.ticks = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.ticks += 1
+        return self._observe(), float(action), self.ticks == 5, False, {}
+
+    def _observe(self):
+        return self.np_random.integers(0, 256, (36, 36, 3), np.uint8)
+
+
 class Faulty(Clock):
     """A clock that fails in one of many ways, a given number of times over all workers.
 

@@ -10,13 +10,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import millrace
-from helpers import opened, quick_train
+from helpers import evaluated, opened, quick_train
 from millrace.deploy.policy import load_policy
-from millrace.learner.rows import seen
 from millrace.learner.targets import stack_index
 from millrace.nets.memory import Memory
 from millrace.ops.distributions import log_prob_and_entropy
-from millrace.types import ActionSpec, ArraySpec, Rollout, SlotSpec
+from millrace.types import ActionSpec, ArraySpec, SlotSpec
 from toys import Clock, Recall
 
 
@@ -53,17 +52,6 @@ def test_the_learner_sees_probabilities_and_values_as_the_collector_did(env, pol
             np.testing.assert_allclose(value.numpy(), rollout.value.ravel(), atol=2e-6)
             run.learner.update(batch, run.env_steps)
             run.publish()
-
-
-@torch.no_grad()
-def evaluated(run, rollout: Rollout):
-    """Parameters and values of all T + 1 rows under the learner's policy."""
-    policy, targets, num_rows = run.learner.policy, run.learner._targets, rollout.num_steps + 1
-    observation = seen(targets._observation(rollout, num_rows))
-    if not policy.state_size:
-        return policy(observation)
-    params, value, _ = policy.unroll(observation, targets.state(rollout), targets._begins(rollout, num_rows))
-    return params, value
 
 
 @pytest.mark.parametrize("env", ENVS)

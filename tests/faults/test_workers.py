@@ -232,6 +232,26 @@ def test_every_crash_file_reproduces_its_crash(rollout_steps, backend, run_dir):
         assert any(reproduces(slot) for slot in crash["slots"]), crash["slots"]
 
 
+def test_a_crash_file_of_a_worker_in_halves_reproduces_its_crash(run_dir):
+    """One half is a step ahead of the other, and each has seeds of its own."""
+    settings = {
+        "stop.updates": 80,
+        "collect.inference": "central",
+        "collect.max_restarts": 10_000,
+        "metrics.every_s": 10.0,
+        "collect.restart_backoff_s": 0.001,
+        "ppo.epochs": 1,
+        "ppo.minibatch_size": 3,
+    }
+    quick_train(Treacherous, run_dir, settings, backend="processes", rollout_steps=3)
+    culprits = set()
+    for crash in crashes(run_dir):
+        assert [slot["slot"] for slot in crash["slots"]] == [0, 1]
+        assert any(reproduces(slot) for slot in crash["slots"]), crash["slots"]
+        culprits |= {slot["slot"] for slot in crash["slots"] if reproduces(slot)}
+    assert culprits == {0, 1}
+
+
 def test_an_episode_begun_before_a_resume_is_marked_as_incomplete_in_a_crash_file(run_dir):
     quick_train(functools.partial(Clock, 200, True), run_dir, {"stop.updates": 1}, backend="serial", workers=1)
     env = functools.partial(LateTrap, 200, True)
