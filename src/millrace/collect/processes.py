@@ -307,6 +307,7 @@ class ProcessPool:
             worker.state = "down"
         if self._exchange is not None:
             self._exchange.close()
+            self._exchange = None
         self._blocks.close()
 
 
