@@ -155,6 +155,10 @@ def _refuse_contradictions(config: Config) -> None:
             f"use collect.max_policy_lag={ahead} or more",
         ),
         (
+            replay.is_on and collect.max_policy_lag == 0,
+            "collect.max_policy_lag=0 forgets at each update what replay would learn from again; leave it out, or -1",
+        ),
+        (
             replay.item == "step" and has_memory,
             f'net.memory={config.net.memory} learns from whole sequences; use replay.item="column"',
         ),

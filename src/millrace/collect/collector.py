@@ -16,7 +16,7 @@ from millrace.envs.protocol import EnvRow, SlotEnv
 from millrace.errors import EnvError
 from millrace.nets.actor import Actor
 from millrace.nets.memory import Memory
-from millrace.ops.sampling import sample_actions
+from millrace.ops.sampling import sample_actions, tempered
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
 
 Player = Callable[[SlotEnv, EnvRow], Array]
@@ -47,6 +47,7 @@ class Collector:
 
     Args:
         player: acts in the policy's place, which still gives values and carries its memory along.
+        temperature: at which actions are drawn; log-probabilities are those of the tempered distribution.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Collector:
         layout: RolloutLayout,
         rng: np.random.Generator,
         player: Player | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.env = env
+        self._temperature = temperature
         self._player = player
         self._actor = actor
         self._layout = layout
@@ -138,6 +141,8 @@ class Collector:
     def _act(self, rollout: Rollout, rows: EnvRows, t: int, seen: dict[str, Array], times: CollectorTimes) -> None:
         begin = perf_counter()
         params, rollout.value[t] = self._actor.forward(seen, self._memory.state)
+        if self._temperature != 1.0:
+            params = tempered(self._layout.spec.action, params, self._temperature)
         mask = rows.rows[t].action_mask
         if mask is not None and not mask.any(-1).all():
             slot = int(np.flatnonzero(~mask.any(-1))[0])

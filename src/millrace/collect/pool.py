@@ -79,6 +79,7 @@ class PoolSetup:
             num_versions=self.num_versions,
             action_log_steps=self.config.action_log_steps,
             nice=self.config.worker_nice,
+            temperature=self.config.temperature_of(worker),
             blocks=blocks,
         )
 
@@ -113,6 +114,7 @@ class WorkerSetup:
     num_versions: int
     action_log_steps: int
     nice: int
+    temperature: float
     blocks: Blocks
 
 
@@ -140,7 +142,7 @@ class Workplace:
         if self._options:
             env.set_options(self._options)
         rng = np.random.Generator(np.random.Philox(stream_seed))
-        return Collector(env, self._actor_maker.make(), setup.layout, rng)
+        return Collector(env, self._actor_maker.make(), setup.layout, rng, temperature=setup.temperature)
 
     def begin_anew(self, stream_seed: int) -> None:
         """Other episodes in place of the present ones."""
