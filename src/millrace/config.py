@@ -256,8 +256,8 @@ class PPOConfig:
     recompute_advantage: bool = False
     """Compute values and advantages anew before each epoch after the first (Andrychowicz 2020)."""
     objective: Literal["auto", "clip", "proximal", "decoupled"] = "auto"
-    """What the clipped ratio is of: the acting policy (`clip`), the policy before the update, uncorrected (`proximal`)
-    or corrected by importance (`decoupled`, Hilton 2021); auto: `clip` up to a lag of 2, else `decoupled`."""
+    """What the ratio is clipped around: the acting policy (`clip`), or the policy before the update, uncorrected
+    (`proximal`) or corrected (`decoupled`, Hilton 2021); auto: `clip`, or `decoupled` with exploration tiers."""
     targets: Literal["auto", "gae", "vtrace", "clipped_gae"] = "auto"
     """How advantages come about; auto: `gae` up to a lag of 2, else `vtrace`, which corrects for the acting policy."""
     values: Literal["auto", "actor", "learner"] = "auto"

@@ -191,8 +191,9 @@ def _correction(config: Config) -> PPOConfig:
     ppo, collect, replay = config.ppo, config.collect, config.replay
     is_stale = replay.is_on or collect.max_policy_lag > MOST_LAG_UNCORRECTED
     targets = ppo.targets if ppo.targets != "auto" else "vtrace" if is_stale else "gae"
-    is_decoupled = is_stale or bool(collect.exploration_tiers)
-    objective = ppo.objective if ppo.objective != "auto" else "decoupled" if is_decoupled else "clip"
+    # Clipping around the acting policy bounds how far an update goes from it: the decoupled objective has no such bound
+    # and falls long before (docs/staleness.md), but tiers act otherwise than the policy that is to stay near.
+    objective = ppo.objective if ppo.objective != "auto" else "decoupled" if collect.exploration_tiers else "clip"
     values = ppo.values if ppo.values != "auto" else "learner" if is_stale else "actor"
     return replace(ppo, targets=targets, objective=objective, values=values)
 

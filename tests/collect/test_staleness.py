@@ -142,9 +142,9 @@ def resolved(**settings) -> Config:
     ("settings", "expected"),
     [
         ({"collect.max_policy_lag": 1}, ("gae", "clip", "actor")),
-        ({"collect.max_policy_lag": 5}, ("vtrace", "decoupled", "learner")),
-        (REPLAY, ("vtrace", "decoupled", "learner")),
-        ({**REPLAY, "ppo.targets": "gae", "ppo.values": "actor"}, ("gae", "decoupled", "actor")),
+        ({"collect.max_policy_lag": 5}, ("vtrace", "clip", "learner")),
+        (REPLAY, ("vtrace", "clip", "learner")),
+        ({**REPLAY, "ppo.targets": "gae", "ppo.values": "actor"}, ("gae", "clip", "actor")),
         ({"collect.exploration_tiers": [1.0, 2.0]}, ("gae", "decoupled", "actor")),
     ],
 )
@@ -185,7 +185,7 @@ def test_the_start_tells_what_is_held_how_often_it_is_learned_from_and_what_corr
         text = "\n".join(run.describe())
     assert "uniform, 80 columns (0 MiB)" in text
     assert "each drawn 2 times on average and learned from 3 times a draw" in text
-    assert "vtrace targets, decoupled objective, learner's values (replay;" in text
+    assert "vtrace targets, clip objective, learner's values (replay;" in text
 
 
 def test_recent_policies_lie_in_the_pool_for_other_programs(run_dir) -> None:
