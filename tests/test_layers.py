@@ -137,6 +137,7 @@ def test_every_room_is_in_the_table():
         "imitation",
         "resolve",
         "describe",
+        "watch",
         "rundir",
         "cli",
         "journal",

@@ -117,6 +117,10 @@ class CollectConfig:
     emphasis: float = 0.0
     """Rows of workers with better-than-average episodes weigh more: `exp(emphasis x deviations above)`; 0 = off."""
 
+    def temperature_of(self, worker: int) -> float:
+        """At which a worker draws its actions."""
+        return self.exploration_tiers[worker % len(self.exploration_tiers)] if self.exploration_tiers else 1.0
+
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"collect.workers={self.workers} must be 0 (auto) or more")
         require(self.envs_per_worker >= 0, f"collect.envs_per_worker={self.envs_per_worker} must be 0 (auto) or more")
@@ -267,8 +271,8 @@ class PPOConfig:
     recompute_advantage: bool = False
     """Compute values and advantages anew before each epoch after the first (Andrychowicz 2020)."""
     objective: Literal["auto", "clip", "proximal", "decoupled"] = "auto"
-    """What the clipped ratio is of: the acting policy (`clip`), the policy before the update, uncorrected (`proximal`)
-    or corrected by importance (`decoupled`, Hilton 2021); auto: `clip` up to a lag of 2, else `decoupled`."""
+    """What the ratio is clipped around: the acting policy (`clip`), or the policy before the update, uncorrected
+    (`proximal`) or corrected (`decoupled`, Hilton 2021); auto: `clip`, or `decoupled` with exploration tiers."""
     targets: Literal["auto", "gae", "vtrace", "clipped_gae"] = "auto"
     """How advantages come about; auto: `gae` up to a lag of 2, else `vtrace`, which corrects for the acting policy."""
     values: Literal["auto", "actor", "learner"] = "auto"
@@ -397,6 +401,14 @@ class CheckpointConfig:
     """The newest that are kept; 0 = all."""
     keep_every_env_steps: int = 0
     """Keep for good one checkpoint in this many steps; 0 = none."""
+    pool_versions: int = 0
+    """Policies of the latest updates kept as files in the run's `pool/`, for other programs; 0 = none."""
+    pool_every_updates: int = 100
+    """Updates between two of them."""
+
+    def __post_init__(self) -> None:
+        require(self.pool_versions >= 0, f"checkpoint.pool_versions={self.pool_versions} must be 0 (off) or more")
+        require(self.pool_every_updates >= 1, f"checkpoint.pool_every_updates={self.pool_every_updates} is below 1")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class Journal:
             "skipped_steps": run.learner.skipped_steps,
             "skipped_updates": run.updates_skipped,
             **vars(run.source.counts),
+            "worker_lag": run.source.worker_lag,
+            **run.source.buffer.figures(),
             **self.time_shares(run),
             **{f"option/{name}": value for name, value in run.source.pool.options.current.items()},
             "workers_up": sum(run.source.pool.is_up(worker) for worker in range(run.config.collect.workers)),

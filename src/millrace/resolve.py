@@ -171,6 +171,10 @@ def _refuse_contradictions(config: Config) -> None:
             f"use collect.max_policy_lag={ahead} or more",
         ),
         (
+            replay.is_on and collect.max_policy_lag == 0,
+            "collect.max_policy_lag=0 forgets at each update what replay would learn from again; leave it out, or -1",
+        ),
+        (
             replay.item == "step" and has_memory,
             f'net.memory={config.net.memory} learns from whole sequences; use replay.item="column"',
         ),
@@ -203,8 +207,9 @@ def _correction(config: Config) -> PPOConfig:
     ppo, collect, replay = config.ppo, config.collect, config.replay
     is_stale = replay.is_on or collect.max_policy_lag > MOST_LAG_UNCORRECTED
     targets = ppo.targets if ppo.targets != "auto" else "vtrace" if is_stale else "gae"
-    is_decoupled = is_stale or bool(collect.exploration_tiers)
-    objective = ppo.objective if ppo.objective != "auto" else "decoupled" if is_decoupled else "clip"
+    # Clipping around the acting policy bounds how far an update goes from it: the decoupled objective has no such bound
+    # and falls long before (docs/staleness.md), but tiers act otherwise than the policy that is to stay near.
+    objective = ppo.objective if ppo.objective != "auto" else "decoupled" if collect.exploration_tiers else "clip"
     values = ppo.values if ppo.values != "auto" else "learner" if is_stale else "actor"
     return replace(ppo, targets=targets, objective=objective, values=values)
 

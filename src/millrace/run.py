@@ -26,6 +26,7 @@ from millrace.collect.supervision import INFERENCE
 from millrace.config import Config
 from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
+from millrace.deploy.policy_pool import PolicyPool
 from millrace.deploy.record import PolicyRecord
 from millrace.describe import describe_correction, describe_inference, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
@@ -41,6 +42,7 @@ from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_en
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
+from millrace.watch import Watch
 
 if TYPE_CHECKING:
     from millrace.nets.policy import Policy
@@ -93,6 +95,7 @@ class Run:
         self.eval_return: float | None = None
         self._notes: list[str] = []
         self._last_published_s = 0.0
+        self._watch = Watch()
 
     def __enter__(self) -> Run:
         try:
@@ -268,10 +271,22 @@ class Run:
         if self._is_publishing_due:
             self.source.publish(self.learner.weights())
             self._last_published_s = time.perf_counter()
+        self._add_to_pool()
         options = self.curriculum.at(self.env_steps)
         if options != self.source.pool.options.current:
             self.source.pool.options.current = options
             self._log(f"at {self.env_steps:,} steps: " + ", ".join(f"{k}={v}" for k, v in options.items()))
+
+    def _add_to_pool(self) -> None:
+        """The policy as a file among those of recent updates, if they are wanted; a full disk is survived."""
+        settings = self.config.checkpoint
+        if not settings.pool_versions or self.learner.updates % settings.pool_every_updates:
+            return
+        pool = PolicyPool(self.directory.path / "pool", settings.pool_versions)
+        try:
+            pool.add(self._policy_record(), self._policy_arrays(), self.learner.updates, self.env_steps, __version__)
+        except CheckpointError as error:
+            self.sinks.note(f"{error}; training goes on")
 
     @property
     def _is_publishing_due(self) -> bool:
@@ -295,7 +310,10 @@ class Run:
         self.record_faults()
         self._stop_if_done()
         if self.journal.is_due or self.stopping or self.is_complete:
-            self.sinks.write(self.journal.row(self, stats))
+            row = self.journal.row(self, stats)
+            self.sinks.write(row)
+            for sentence in self._watch.see(row, self.progress):
+                self.sinks.note(sentence)
 
     @property
     def is_complete(self) -> bool:

@@ -71,8 +71,10 @@ def make_rows(spec: SlotSpec, seed: int = 0) -> Rows:
     [
         PPOConfig(threads=1),
         PPOConfig(threads=1, value_clip=0.3, entropy_coef=0.05, normalize_advantage=False, dual_clip=1.5),
+        PPOConfig(threads=1, objective="decoupled", ratio_cap=1.3, dual_clip=2.0),
+        PPOConfig(threads=1, objective="proximal"),
     ],
-    ids=["plain", "all terms"],
+    ids=["plain", "all terms", "decoupled", "proximal"],
 )
 def test_hand_written_gradients_equal_autograd(
     action: ActionSpec, has_mask: bool, net: NetConfig, config: PPOConfig
@@ -92,7 +94,11 @@ def test_hand_written_gradients_equal_autograd(
         settings = config if kind is DenseGradients else dataclasses.replace(config, threads=2)
         gradients = make_gradients(policy, parameters, settings)
         assert type(gradients) is kind
-        gradients.prepare(make_rows(spec))
+        rows = make_rows(spec)
+        if config.objective != "auto":
+            rows.log_importance = torch.linspace(-0.5, 0.5, NUM_ROWS)
+            rows.weight *= torch.linspace(0.1, 1.0, NUM_ROWS)
+        gradients.prepare(rows)
         gradients.shuffle(torch.Generator().manual_seed(2))
         gradients.compute(0, 32, 0.2, wants_stats=False)  # leaves nothing behind that the next call would add to
         loss, stats = gradients.compute(32, NUM_ROWS, 0.2, wants_stats=True)

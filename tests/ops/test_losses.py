@@ -136,3 +136,32 @@ def test_explained_variance_is_one_for_perfect_values_and_zero_for_a_constant():
     target = torch.arange(5.0)
     assert losses.explained_variance(target, target, torch.ones(5)).item() == pytest.approx(1.0)
     assert losses.explained_variance(torch.full((5,), 9.0), target, torch.ones(5)).item() == pytest.approx(0.0)
+
+
+@given(SEEDS, st.sampled_from([1.5, 100.0]))
+@settings(max_examples=50, deadline=None)
+def test_the_decoupled_loss_clips_around_the_proximal_policy_and_weighs_by_the_acting_one(seed, cap):
+    log_ratio, advantage, weight = draw(seed)
+    log_importance = np.random.default_rng(seed + 1).normal(scale=0.5, size=len(weight))
+    total = 0.0
+    for x, i, a, w in zip(log_ratio, log_importance, advantage, weight, strict=True):
+        clipped = max(0.8, min(1.2, math.exp(x))) * math.exp(i)
+        total += w * min(min(cap, math.exp(x + i)) * a, min(cap, clipped) * a)
+    found = losses.clipped_policy_loss(
+        *tensors(log_ratio, advantage, weight), 0.2, 0.0, *tensors(log_importance), ratio_cap=cap
+    )
+    assert found.item() == pytest.approx(-total / weight.sum(), rel=1e-9, abs=1e-12)
+
+
+def test_beyond_the_cap_a_ratio_has_no_gradient():
+    log_ratio = torch.tensor([math.log(3.0), math.log(1.1)], requires_grad=True)
+    advantage = torch.tensor([-1.0, -1.0])
+    losses.clipped_policy_loss(log_ratio, advantage, torch.ones(2), 0.2, ratio_cap=2.0).backward()
+    assert log_ratio.grad[0].item() == 0.0
+    assert log_ratio.grad[1].item() != 0.0
+
+
+def test_the_tail_share_counts_ratios_that_more_than_double_or_halve():
+    log_ratio = torch.tensor([math.log(2.1), math.log(0.4), 0.0, math.log(1.9), math.log(9.0)])
+    weight = torch.tensor([1.0, 0.5, 1.0, 1.0, 0.0])
+    assert losses.ratio_tail_share(log_ratio, weight).item() == pytest.approx(2 / 4)

@@ -81,5 +81,9 @@ class RolloutQueue:
         workers = np.repeat([item.worker for item in taken], width)
         return Batch(self._target, taken, width, version, env_steps, workers=workers)
 
+    def figures(self) -> dict[str, float]:
+        """Nothing that the lag does not tell."""
+        return {}
+
     def feedback(self, batch: Batch) -> None:
         """What learning found out about a batch; here each rollout is used once, and nobody asks again."""

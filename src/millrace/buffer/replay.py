@@ -204,6 +204,17 @@ class Replay:
         self._refreshed_at[due] = version
         draws.refresh = [Refresh(self.slab.rollouts[p], self._error[p]) for p in due]
 
+    def figures(self) -> dict[str, float]:
+        """What is held, and what happened to items so far."""
+        counts = self.counts
+        return {
+            "replay_items": len(self),
+            "replay_overwritten": counts.overwritten,
+            "replay_unseen": counts.unseen,
+            "replay_blocked": counts.blocked,
+            "samples_per_insert": counts.drawn / max(counts.inserted, 1),
+        }
+
     def feedback(self, batch: Batch) -> None:
         """Remember what learning found out about the items of a batch."""
         draws = batch.draws

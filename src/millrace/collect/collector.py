@@ -17,7 +17,7 @@ from millrace.envs.protocol import EnvRow, SlotEnv
 from millrace.errors import EnvError
 from millrace.nets.actor import Forward
 from millrace.nets.memory import Memory
-from millrace.ops.sampling import sample_actions
+from millrace.ops.sampling import sample_actions, tempered
 from millrace.types import Array, CollectorTimes, EpisodeRecord, Rollout, RolloutLayout
 
 Player = Callable[[SlotEnv, EnvRow], Array]
@@ -67,6 +67,7 @@ class Collector:
     Args:
         actor: the policy; whoever gave it sees to its weights.
         player: acts in the policy's place, which still gives values and carries its memory along.
+        temperature: at which actions are drawn; log-probabilities are those of the tempered distribution.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Collector:
         layout: RolloutLayout,
         rng: np.random.Generator,
         player: Player | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.env = env
+        self._temperature = temperature
         self._player = player
         self._actor, self._remote = actor, actor if isinstance(actor, Remote) else None
         self._layout = layout
@@ -169,6 +172,8 @@ class Collector:
     def _act(self, rollout: Rollout, rows: EnvRows, t: int, seen: dict[str, Array], times: CollectorTimes) -> None:
         begin = perf_counter()
         params, rollout.value[t] = self._actor.forward(seen, self._memory.state)
+        if self._temperature != 1.0:
+            params = tempered(self._layout.spec.action, params, self._temperature)
         mask = rows.rows[t].action_mask
         if mask is not None and not mask.any(-1).all():
             slot = int(np.flatnonzero(~mask.any(-1))[0])

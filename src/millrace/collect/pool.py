@@ -145,6 +145,7 @@ class PoolSetup:
             num_versions=self.num_versions,
             action_log_steps=config.action_log_steps,
             nice=config.worker_nice,
+            temperature=config.temperature_of(worker),
             # Time for the inference process to be found dead or hung, to be restarted, and to answer.
             answer_timeout_s=2 * config.step_timeout_s + MAX_BACKOFF_S + config.start_timeout_s,
             blocks=blocks,
@@ -183,6 +184,7 @@ class WorkerSetup:
     num_versions: int
     action_log_steps: int
     nice: int
+    temperature: float
     answer_timeout_s: float
     blocks: Blocks
     exchange: Exchange | None
@@ -252,7 +254,7 @@ class Workplace:
         if self._options:
             env.set_options(self._options)
         rng = np.random.Generator(np.random.Philox(lane.stream_seed))
-        return Collector(env, self._actor(index), lane.layout, rng)
+        return Collector(env, self._actor(index), lane.layout, rng, temperature=setup.temperature)
 
     def _actor(self, lane: int) -> Forward:
         setup = self._setup

@@ -38,6 +38,7 @@ class SourceCounts:
     restarts: int = 0
     dropped_env_steps: int = 0
     weight_mismatches: int = 0
+    stale_weights: int = 0
 
 
 class Buffer(Protocol):
@@ -65,6 +66,9 @@ class Buffer(Protocol):
 
     def feedback(self, batch: Batch) -> None:
         """What learning found out about a batch is written in it."""
+
+    def figures(self) -> dict[str, float]:
+        """Of `millrace.metrics.catalogue`."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +230,14 @@ class RolloutSource:
     def _insert(self, grant: Grant, collected: Collected) -> None:
         self.counts.bad_values += collected.bad_values
         self.times.add(collected.times)
-        self._acknowledge(grant.worker, collected)
+        self._acknowledge(grant, collected)
         self._returns[grant.worker].extend(episode.episode_return for episode in collected.episodes)
         self.buffer.insert(Item(grant.worker, collected.version, grant.place, collected.episodes, grant.turn))
 
-    def _acknowledge(self, worker: int, collected: Collected) -> None:
-        """Which weights a worker says that it acted with; others than those published are counted."""
-        self.held[worker] = collected.version
+    def _acknowledge(self, grant: Grant, collected: Collected) -> None:
+        """Which weights a worker says that it acted with; others than those published, or older ones, are counted."""
+        self.held[grant.worker] = collected.version
+        self.counts.stale_weights += collected.version < grant.version
         if self._published.get(collected.version, collected.digest) != collected.digest:
             self.counts.weight_mismatches += 1
 

@@ -29,8 +29,11 @@ class Line:
     curves: list[Curve]
 
 
-def draw_curves(path: Path, title: str, lines: list[Line]) -> None:
+def draw_curves(path: Path, title: str, lines: list[Line], across: str = "environment steps") -> None:
     """Write the curves as PNG.
+
+    Args:
+        across: what the axis across counts.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -42,7 +45,7 @@ def draw_curves(path: Path, title: str, lines: list[Line]) -> None:
     size = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING
     picture = Image.new("RGB", size, PAPER)
     plot = _Plot(lines)
-    plot.draw_frame(ImageDraw.Draw(picture), title)
+    plot.draw_frame(ImageDraw.Draw(picture), title, across)
     for line, colour in zip(lines, COLOURS, strict=False):
         veil = Image.new("RGBA", size, (0, 0, 0, 0))
         plot.draw_line(ImageDraw.Draw(veil), line, colour)
@@ -62,7 +65,7 @@ class _Plot:
         self._x = [tick for tick in _ticks(0.0, self._last_step) if tick <= self._last_step]
         self._y = _ticks(min(returns, default=0.0), max(returns, default=1.0))
 
-    def draw_frame(self, draw: Any, title: str) -> None:
+    def draw_frame(self, draw: Any, title: str, across: str) -> None:
         left, right, top, bottom = (v * OVERSAMPLING for v in (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM))
         for value in self._y:
             y = self._place(self._x[0], value)[1]
@@ -74,7 +77,7 @@ class _Plot:
             _write(draw, (x, bottom + 16), short(value), "ma")
         draw.line([(left, top), (left, bottom), (right, bottom)], FRAME, OVERSAMPLING)
         _write(draw, (left, top - 24), title, "ls", 16)
-        _write(draw, ((left + right) / 2, bottom + 62), "environment steps", "ma")
+        _write(draw, ((left + right) / 2, bottom + 62), across, "ma")
 
     def draw_line(self, draw: Any, line: Line, colour: tuple[int, int, int]) -> None:
         together: Band | None = band(line.curves)

@@ -117,18 +117,17 @@ def _policy_loss(
     log_ratio: Array, advantage: Array, weight: Array, clip: float, config: PPOConfig, log_importance: Array | None
 ) -> tuple[float, Array]:
     """`millrace.ops.losses.clipped_policy_loss` and its derivative by the log-probability [N]."""
-    log_cap = np.float32(math.log(config.ratio_cap))
-    ratio = np.exp(log_ratio)
-    clipped = np.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage
-    behaviour = log_ratio
+    cap, ratio = np.float32(config.ratio_cap), np.exp(log_ratio)
+    clipped, behaviour = np.clip(ratio, 1.0 - clip, 1.0 + clip), ratio
+    is_inside = clipped == ratio
     if log_importance is not None:
-        clipped *= np.exp(np.minimum(log_importance, log_cap))
-        behaviour = log_ratio + log_importance
-        ratio = np.exp(np.minimum(behaviour, log_cap))
-    unclipped = np.minimum(ratio, np.float32(config.ratio_cap)) * advantage
+        importance = np.exp(log_importance)
+        clipped, behaviour = np.minimum(clipped * importance, cap), ratio * importance
+    clipped = clipped * advantage
+    unclipped = np.minimum(behaviour, cap) * advantage
     surrogate = np.minimum(unclipped, clipped)
     # Where the clipped branch is the smaller one the ratio no longer matters; beyond the cap neither.
-    matters = (unclipped <= clipped) & (behaviour <= log_cap)
+    matters = (is_inside | (unclipped <= clipped)) & (behaviour <= cap)
     if config.dual_clip:
         bound = np.where(advantage < 0, np.float32(config.dual_clip) * advantage, np.float32(-np.inf))
         matters &= surrogate >= bound

@@ -86,6 +86,8 @@ class Learner:
             stats["intrinsic_reward"] = float(bonus[batch.rollout.valid].mean())
         self.updates += 1
         self.busy_s += perf_counter() - begin
+        if batch.draws is not None:
+            stats["target_age"] = batch.draws.target_age
         return {**stats, "learning_rate": learning_rate, "clip": clip, **batch.lags()}
 
     def _bonus(self, rollout: Rollout) -> Array | None:
@@ -200,8 +202,11 @@ def value_figures(rows: Rows) -> dict[str, float]:
     """How values at collection and value targets lie."""
     target_mean = losses.weighted_mean(rows.target, rows.weight)
     target_variance = losses.weighted_mean((rows.target - target_mean) ** 2, rows.weight)
+    value_mean = losses.weighted_mean(rows.value, rows.weight)
+    value_variance = losses.weighted_mean((rows.value - value_mean) ** 2, rows.weight)
     return {
-        "value_mean": float(losses.weighted_mean(rows.value, rows.weight)),
+        "value_mean": float(value_mean),
+        "value_scale": float((value_variance / target_variance.clamp_min(1e-8)).sqrt()),
         "target_mean": float(target_mean),
         "target_deviation": float(target_variance.sqrt()),
         "explained_variance": float(losses.explained_variance(rows.value, rows.target, rows.weight)),

@@ -33,6 +33,7 @@ class Metric:
         return {"below": self.below, "above": self.above}[side]
 
 
+_FRESHER = "lower --max-policy-lag or --replay.samples_per_insert"
 _SMALLER_STEPS = "lower --ppo.learning_rate or --ppo.epochs"
 _WORKERS = "`log.txt` and `crashes/` in the run's directory say why; `millrace replay FILE` plays it again"
 
@@ -55,22 +56,52 @@ _ALL = (
         (0.001, None),
         below="raise --ppo.entropy_coef (0.01 is a usual start), or lower --ppo.learning_rate",
     ),
-    Metric("kl", "nat", "KL from the acting to the present policy, approximate", (None, 0.2), above=_SMALLER_STEPS),
+    Metric(
+        "kl",
+        "nat",
+        "KL from the acting to the present policy, approximate",
+        (None, 0.2),
+        above=f"the acting policy is far behind, or updates are too large: {_FRESHER}, or {_SMALLER_STEPS}",
+    ),
+    Metric(
+        "kl_proximal",
+        "nat",
+        "KL from the policy before the update to the present one, approximate",
+        (None, 0.1),
+        above=f"updates are too large: {_SMALLER_STEPS}",
+    ),
     Metric("clip_share", "", "share of rows whose ratio left the clip range", (None, 0.5), above=_SMALLER_STEPS),
     Metric(
         "effective_sample_share",
         "",
         "effective sample size of the ratios over the number of rows",
         (0.5, None),
-        below="lower --max-policy-lag, --ppo.epochs or --ppo.learning_rate",
+        below=f"few rows carry all the weight, since the acting policy is another one: {_FRESHER}, or {_SMALLER_STEPS}",
+    ),
+    Metric(
+        "ratio_tail_share",
+        "",
+        "share of rows whose action the present policy takes twice or half as often as the acting one",
+        (None, 0.2),
+        above=f"what is learned from is stale: {_FRESHER}, or a --ppo.age_weight below 1",
     ),
     Metric(
         "explained_variance",
         "",
         "of the value targets by the values at collection",
         (0.0, None),
-        below="--ppo.normalize_reward true for large rewards, --ppo.normalize_observation true for observations of "
-        "unlike sizes, a lower --ppo.learning_rate",
+        below="the value has collapsed or never learned: --ppo.normalize_reward true for large rewards, "
+        "--ppo.normalize_observation true for observations of unlike sizes, a lower --ppo.learning_rate",
+    ),
+    Metric(
+        "value_scale",
+        "",
+        "standard deviation of the values over that of their targets",
+        (0.05, 3.0),
+        below="the value says the same of everything: --ppo.normalize_reward true, a higher --ppo.value_coef, or a "
+        "lower --ppo.learning_rate",
+        above="the value runs away from its targets: a lower --ppo.learning_rate, --ppo.normalize_reward true, or "
+        "fewer --replay.samples_per_insert",
     ),
     Metric("grad_norm", "", "before clipping"),
     Metric("auxiliary_loss", "", "the loss beside PPO's, its coefficient included, mean of the last epoch"),
@@ -118,6 +149,27 @@ _ALL = (
         above="--collect.on_stale wait, a higher --max-policy-lag, or fewer --workers",
     ),
     Metric("dropped_env_steps", "steps", "transitions collected and not learned from", (None, 0)),
+    Metric(
+        "weight_mismatches",
+        "rollouts",
+        "rollouts whose worker acted with other weights than those published under that version",
+        (None, 0),
+        above="memory or a worker is damaged: restart the run from its checkpoint",
+    ),
+    Metric(
+        "stale_weights",
+        "rollouts",
+        "rollouts whose worker acted with older weights than were published when it was told to begin",
+        (None, 0),
+        above="the worker does not take new weights: restart the run from its checkpoint",
+    ),
+    Metric("worker_lag", "updates", "by which the weights that some worker acted with last are behind"),
+    Metric("replay_items", "items", "held by the replay buffer"),
+    Metric("replay_overwritten", "items", "that made room for newer ones"),
+    Metric("replay_unseen", "items", "of those, never drawn"),
+    Metric("replay_blocked", "grants", "that waited, because the buffer was full or inserts were ahead of draws"),
+    Metric("samples_per_insert", "draws", "of an item so far, on average"),
+    Metric("target_age", "updates", "mean age of the cached errors behind drawn steps"),
     Metric(
         "bad_values",
         "rows",

@@ -42,9 +42,9 @@ def clipped_policy_loss(
     Hilton et al. 2021 (arXiv 2110.00641), eq. 3 for the decoupled objective.
     """
     log_cap = math.log(ratio_cap)
-    importance: Tensor | float = 1.0 if log_importance is None else log_importance.clamp(max=log_cap).exp()
-    behaviour = log_ratio if log_importance is None else log_ratio + log_importance
-    clipped = log_ratio.exp().clamp(1.0 - clip, 1.0 + clip) * importance
+    clipped, behaviour = log_ratio.exp().clamp(1.0 - clip, 1.0 + clip), log_ratio
+    if log_importance is not None:
+        clipped, behaviour = (clipped * log_importance.exp()).clamp(max=ratio_cap), log_ratio + log_importance
     surrogate = torch.minimum(behaviour.clamp(max=log_cap).exp() * advantage, clipped * advantage)
     if dual_clip:
         surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)

@@ -42,6 +42,17 @@ def sample_actions(
         log_prob[:] = log_prob + box_log_prob if spec.nvec else box_log_prob
 
 
+def tempered(spec: ActionSpec, params: Array, temperature: float) -> Array:
+    """[B, P] parameters of the distribution at a temperature: above 1 it explores more, below 1 less.
+
+    Categories have their logits divided by it, p ~ p^(1 / temperature); normals their deviation multiplied.
+    """
+    params = params.copy()
+    params[:, : spec.num_logits] /= np.float32(temperature)
+    params[:, params.shape[1] - spec.num_box :] += np.float32(np.log(temperature))
+    return params
+
+
 def best_actions(spec: ActionSpec, params: Array, mask: Array | None) -> Array:
     """[B, A] the mode of the distribution of each row."""
     action = np.empty((len(params), spec.num_columns), spec.dtype)

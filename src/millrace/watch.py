@@ -1,0 +1,47 @@
+"""Says in one sentence when training goes wrong: which figure left its healthy range, why it may have, what to try."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from millrace.metrics.catalogue import CATALOGUE
+
+WATCHED = ("explained_variance", "value_scale", "ratio_tail_share", "effective_sample_share", "kl", "kl_proximal")
+ROWS = 8  # a figure that leaves its range for a row or two has not left it
+BEGINNING = 0.05  # of the run, in which a value knows nothing yet
+
+
+class Watch:
+    """Reads the rows of figures as they are written; alters nothing."""
+
+    def __init__(self) -> None:
+        self._recent: dict[str, collections.deque[float]] = {name: collections.deque(maxlen=ROWS) for name in WATCHED}
+        self._side = dict.fromkeys(WATCHED, "")
+
+    def see(self, row: Mapping[str, Any], progress: float) -> list[str]:
+        """The sentences that a row gives occasion to: one each time a figure leaves its range for a while.
+
+        Args:
+            progress: of the run, 0..1.
+        """
+        if progress < BEGINNING:
+            return []
+        return [sentence for name in WATCHED if name in row for sentence in self._judge(name, row[name])]
+
+    def _judge(self, name: str, value: float) -> list[str]:
+        recent, metric = self._recent[name], CATALOGUE[name]
+        if math.isfinite(value):
+            recent.append(value)
+        if len(recent) < ROWS:
+            return []
+        median = statistics.median(recent)
+        side, before = metric.side(median), self._side[name]
+        self._side[name] = side
+        if not side or side == before:
+            return []
+        limit = metric.healthy[side == "above"]
+        return [f"watch: {name} = {median:.3g} is {side} {limit:g} ({metric.meaning}): {metric.remedy(side)}"]
