@@ -99,7 +99,8 @@ class CollectConfig:
     deterministic: bool = False
     """Update u learns wholly from the policy of update u - `max_policy_lag`: asynchronous, yet the same every time."""
     inference: Literal["auto", "local", "central"] = "auto"
-    """Each worker acts with a copy of the policy, or one process acts for all; auto: central where that is cheaper."""
+    """Each worker acts with a copy of the policy, or one process acts for all. Auto: central for networks that need
+    torch, on CUDA or with more workers than cores; local where a run is to repeat itself bit for bit (lag 0)."""
     double_buffering: bool = True
     """`central`: a worker steps one half of its slots while the actions of the other half are computed."""
     max_batch_slots: int = 0

@@ -74,7 +74,8 @@ class ProcessPool:
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
         self._inference = _Worker(INFERENCE) if setup.config.inference == "central" else None
-        self._everyone = [*self._workers, *([self._inference] if self._inference else [])]
+        self._helpers = [self._inference] if self._inference else []
+        self._everyone = [*self._helpers, *self._workers]  # in the order of starting: loading torch takes longest
         self.options = OptionsBoard(setup.config.workers)
         self._outcomes: list[Outcome] = []
         self._context = multiprocessing.get_context("spawn")
@@ -88,8 +89,7 @@ class ProcessPool:
             self._spawn(worker)
         while any(worker.state == "starting" for worker in self._everyone) or not self._any_up():
             self._wait(WATCH_INTERVAL_S)
-            alone = [self._inference] if self._inference else []
-            for needed in (self._workers, alone):
+            for needed in (self._workers, self._helpers):
                 if needed and all(w.state == "down" and w.generation + 1 >= START_ATTEMPTS for w in needed):
                     self._give_up(needed)
 
@@ -287,11 +287,12 @@ class ProcessPool:
 
     def pids(self) -> list[int]:
         """Process ids of what runs: workers, then the inference process if there is one."""
-        return [w.process.pid for w in self._everyone if w.state != "down"]
+        return [w.process.pid for w in (*self._workers, *self._helpers) if w.state != "down"]
 
     def close(self) -> None:
-        if self._inference is not None and self._inference.state != "down":
-            self._inference.process.kill()
+        for helper in self._helpers:
+            if helper.state != "down":
+                helper.process.kill()
         running = [worker for worker in self._everyone if worker.state != "down"]
         for worker in running:
             with contextlib.suppress(OSError):
