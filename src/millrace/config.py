@@ -100,7 +100,7 @@ class CollectConfig:
     """Update u learns wholly from the policy of update u - `max_policy_lag`: asynchronous, yet the same every time."""
     inference: Literal["auto", "local", "central"] = "auto"
     """Each worker acts with a copy of the policy, or one process acts for all. Auto: central for networks that need
-    torch, on CUDA or with more workers than cores; local where a run is to repeat itself bit for bit (lag 0)."""
+    torch, on CUDA or with two workers and more; local where a run is to repeat itself bit for bit (lag 0)."""
     double_buffering: bool = True
     """`central`: a worker steps one half of its slots while the actions of the other half are computed."""
     max_batch_slots: int = 0
@@ -108,7 +108,7 @@ class CollectConfig:
     max_wait_ms: float = 1.0
     """`central`: once a worker asks, others are waited for this long, so that more slots share a forward pass."""
     inference_threads: int = 0
-    """`central`: threads of a forward pass on the CPU; 0 = auto."""
+    """`central`: threads of a forward pass on the CPU; 0 = auto, a quarter of the cores."""
     publish_every_updates: int = 1
     """Collectors get new weights after this many updates."""
     publish_every_s: float = 0.0

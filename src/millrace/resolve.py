@@ -23,6 +23,8 @@ from millrace.types import RolloutLayout, SlotSpec
 
 MOST_LAG_UNCORRECTED = 2
 """Up to here plain GAE and the clipped ratio hold their own (docs/staleness.md)."""
+WORKERS_FOR_CENTRAL = 2
+"""From here one policy for all was quicker than one each, if it needs torch (benchmarks/README.md)."""
 ANY_LAG = 1_000_000
 """Replayed rows may be of any age: what is watched is how far the policy has moved since."""
 
@@ -236,17 +238,16 @@ def _collect(config: Config, probe: Probe) -> CollectConfig:
 def _inference(config: Config, actor_maker: ActorMaker) -> CollectConfig:
     """Where actions are computed, and with how many threads.
 
-    Up to as many workers as cores compute beside each other, each for itself, which one process cannot make up for
-    (benchmarks/README.md). An answer depends on what it is batched with in its last digits, so that lock-step, which
-    promises to repeat itself bit for bit, stays local.
+    One process keeps up with the learner, which makes a dozen such passes over each row. An answer depends on what is
+    batched with it in its last digits, so that lock-step, which promises to repeat itself bit for bit, stays local.
     """
-    collect, cores = config.collect, system.available_cores()
+    collect = config.collect
     is_free = collect.backend == "processes" and collect.max_policy_lag > 0 and not collect.deterministic
-    pays = config.device.startswith("cuda") or collect.workers > cores
+    pays = config.device.startswith("cuda") or collect.workers >= WORKERS_FOR_CENTRAL
     inference = collect.inference
     if inference == "auto":
         inference = "central" if is_free and actor_maker.needs_torch and pays else "local"
-    threads = collect.inference_threads or max(1, cores // 2)
+    threads = collect.inference_threads or max(1, system.available_cores() // 4)
     return replace(collect, inference=inference, inference_threads=threads)
 
 

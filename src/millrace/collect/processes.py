@@ -82,18 +82,17 @@ class ProcessPool:
         self._exchange: Exchange | None = setup.open_exchange(self._context) if self._inference else None
         # Makers that bring torch along stay out of workers that do not act themselves.
         self._makers = _pickled((setup.env_maker, None if self._inference else setup.actor_maker))
-        self._actor_maker = _pickled(setup.actor_maker)
 
     def start(self) -> None:
         for worker in self._everyone:
             self._spawn(worker)
-        while any(worker.state == "starting" for worker in self._everyone) or not self._any_up():
+        while any(worker.state == "starting" for worker in self._everyone) or not self._can_collect():
             self._wait(WATCH_INTERVAL_S)
             for needed in (self._workers, self._helpers):
                 if needed and all(w.state == "down" and w.generation + 1 >= START_ATTEMPTS for w in needed):
                     self._give_up(needed)
 
-    def _any_up(self) -> bool:
+    def _can_collect(self) -> bool:
         """Somebody collects, and whoever acts for all is there."""
         acts = self._inference is None or self._inference.state == "up"
         return acts and any(worker.state == "up" for worker in self._workers)
@@ -130,7 +129,8 @@ class ProcessPool:
 
     def _inference_part(self) -> tuple[Any, Any, bytes]:
         assert self._exchange is not None
-        return inference_main, self.setup.for_inference(self._blocks, self._exchange), self._actor_maker
+        payload = self.setup.for_inference(self._blocks, self._exchange)
+        return inference_main, payload, _pickled(self.setup.actor_maker)
 
     def grant(self, worker: int, place: int, version: int | None = None) -> None:
         target = self._workers[worker]
