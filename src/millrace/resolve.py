@@ -177,6 +177,13 @@ def _refuse_contradictions(config: Config) -> None:
             f"{collect.rollout_steps} to learn from",
         ),
         (
+            (collect.scaling != "off" or bool(collect.workers_schedule))
+            and not replay.is_on
+            and (collect.max_policy_lag == 0 or collect.deterministic),
+            "a number of workers that changes wants batches that may come from any of them; use "
+            "collect.max_policy_lag=1 or more, without collect.deterministic",
+        ),
+        (
             bool(collect.exploration_tiers) and config.ppo.objective not in ("auto", "decoupled"),
             f"collect.exploration_tiers act otherwise than the policy that learns, which ppo.objective="
             f'"{config.ppo.objective}" does not correct for; use "decoupled"',

@@ -57,16 +57,18 @@ class ProcessPool:
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
         self.options = OptionsBoard(setup.config.workers)
+        self.active = setup.config.first_workers
         self._outcomes: list[Outcome] = []
         self._context = multiprocessing.get_context("spawn")
         self._makers = _pickled(setup)
 
     def start(self) -> None:
-        for worker in self._workers:
+        for worker in self._workers[: self.active]:
             self._spawn(worker)
         while any(worker.state == "starting" for worker in self._workers) or not self._any_up():
             self._wait(WATCH_INTERVAL_S)
-            if all(worker.state == "down" and worker.generation + 1 >= START_ATTEMPTS for worker in self._workers):
+            wanted = self._workers[: self.active]
+            if all(worker.state == "down" and worker.generation + 1 >= START_ATTEMPTS for worker in wanted):
                 fault = self.setup.faults[-1]
                 raise WorkerError(
                     f"no worker could be started in {START_ATTEMPTS} attempts each; the last: {fault.message}"
@@ -161,8 +163,21 @@ class ProcessPool:
                 self._lose(worker, "failed to start", f"not ready within {self.setup.config.start_timeout_s:g} s")
             elif worker.state == "up" and worker.places:
                 self._watch_steps(worker, now_s)
+            elif worker.index >= self.active:
+                self._retire(worker)
             elif worker.state == "down" and now_s >= worker.restart_due_s:
                 self._spawn(worker)
+
+    def _retire(self, worker: _Worker) -> None:
+        """Let an idle worker that is one too many go; what it was in the middle of ends with it."""
+        if worker.state != "up":
+            return
+        with contextlib.suppress(OSError):
+            worker.connection.send(("close",))
+        worker.process.join(CLOSE_TIMEOUT_S)
+        worker.process.kill()
+        worker.connection.close()
+        worker.state, worker.restart_due_s = "down", 0.0
 
     def _watch_steps(self, worker: _Worker, now_s: float) -> None:
         steps = int(self._progress[worker.index, 0])

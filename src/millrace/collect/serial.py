@@ -30,6 +30,7 @@ class SerialPool:
         self._due_s = [0.0] * setup.config.workers
         self._grants: collections.deque[tuple[int, int, dict[str, Any] | None, int | None]] = collections.deque()
         self.options = OptionsBoard(setup.config.workers)
+        self.active = setup.config.first_workers
 
     def start(self) -> None:
         for worker in range(self.setup.config.workers):
