@@ -25,6 +25,12 @@ def test_a_single_bad_row_and_the_beginning_of_a_run_are_no_news() -> None:
     assert sentences(watch, "explained_variance", [float("nan")] * 3 * ROWS) == []
 
 
+def test_a_game_that_is_mastered_leaves_the_value_nothing_to_explain() -> None:
+    row = {"explained_variance": -3.0, "value_scale": 0.01, "target_mean": 90.0, "target_deviation": 1.0}
+    watch = Watch()
+    assert [watch.see(row, 0.5) for _ in range(2 * ROWS)] == [[]] * 2 * ROWS
+
+
 def test_it_is_told_again_when_it_was_well_in_between() -> None:
     values = [0.9] * ROWS + [0.1] * ROWS + [0.9] * ROWS + [0.1] * ROWS
     found = sentences(Watch(), "effective_sample_share", values)

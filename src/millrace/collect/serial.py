@@ -49,7 +49,8 @@ class SerialPool:
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         if not self._grants:
-            time.sleep(min(timeout_s, 0.05))
+            if timeout_s > 0:
+                time.sleep(min(timeout_s, 0.05))
             return []
         worker, place, options, version = self._grants.popleft()
         if not self.is_up(worker):
