@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -166,6 +167,11 @@ def _refuse_contradictions(config: Config) -> None:
             replay.is_on and config.rnd.coef,
             f"rnd.coef={config.rnd.coef} gives novelty as it is when a step is learned from, which replay makes stale; "
             "use rnd.coef=0 or leave the [replay] settings out",
+        ),
+        (
+            replay.when_full == "block" and math.isinf(replay.samples_per_insert),
+            'replay.when_full="block" waits until items were drawn often enough, and replay.samples_per_insert=inf '
+            'never is; use "overwrite"',
         ),
         (
             replay.burn_in_steps and not has_memory,

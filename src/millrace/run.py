@@ -226,6 +226,8 @@ class Run:
 
     def _make_intrinsic(self) -> Intrinsic | None:
         config = self.config
+        if self._extras.intrinsic is not None and config.replay.is_on:
+            raise ConfigError("intrinsic=... is a reward as of now, which replay makes stale; leave [replay] out")
         if not config.rnd.coef:
             return None if self._extras.intrinsic is None else self._extras.intrinsic(self.probe.spec)
         if self._extras.intrinsic is not None:
