@@ -74,6 +74,12 @@ class CollectConfig:
     """`serial` collects in this process, `processes` in worker processes; auto chooses by workers."""
     workers: int = 0
     """Collectors, each with its own environments and policy copy; 0 = auto, from the cores."""
+    scaling: Literal["off", "machine"] = "off"
+    """`machine`: `workers` is the most; fewer where memory runs short or the learner is the limit, each change told."""
+    min_workers: int = 1
+    """The least that `scaling` leaves."""
+    workers_schedule: tuple[int, ...] = ()
+    """How many workers collect in each of so many equal stages of the run: `[1, 2, 4]`; empty = all of them."""
     envs_per_worker: int = 0
     """Environment copies that one worker steps together; 0 = auto."""
     rollout_steps: int = 0
@@ -118,6 +124,13 @@ class CollectConfig:
     emphasis: float = 0.0
     """Rows of workers with better-than-average episodes weigh more: `exp(emphasis x deviations above)`; 0 = off."""
 
+    @property
+    def first_workers(self) -> int:
+        """How many of the workers a run begins with."""
+        if self.workers_schedule:
+            return min(self.workers_schedule[0], self.workers)
+        return self.workers if self.scaling == "off" else min(self.min_workers, self.workers)
+
     def temperature_of(self, worker: int) -> float:
         """At which a worker draws its actions."""
         return self.exploration_tiers[worker % len(self.exploration_tiers)] if self.exploration_tiers else 1.0
@@ -142,6 +155,15 @@ class CollectConfig:
             self.inference_threads >= 0, f"collect.inference_threads={self.inference_threads} must be 0 (auto) or more"
         )
         require(self.emphasis >= 0, f"collect.emphasis={self.emphasis} must be 0 (off) or more; try 0.5")
+        require(self.min_workers >= 1, f"collect.min_workers={self.min_workers} must be 1 or more")
+        require(
+            all(workers >= 1 for workers in self.workers_schedule),
+            f"collect.workers_schedule={self.workers_schedule} must be numbers of workers, 1 or more",
+        )
+        require(
+            not (self.workers_schedule and self.scaling != "off"),
+            f'give collect.workers_schedule or collect.scaling="{self.scaling}", not both',
+        )
         require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")
         require(self.start_timeout_s > 0, f"collect.start_timeout_s={self.start_timeout_s} must be above 0")
 

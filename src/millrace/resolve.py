@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,6 +186,11 @@ def _refuse_contradictions(config: Config) -> None:
             "use rnd.coef=0 or leave the [replay] settings out",
         ),
         (
+            replay.when_full == "block" and math.isinf(replay.samples_per_insert),
+            'replay.when_full="block" waits until items were drawn often enough, and replay.samples_per_insert=inf '
+            'never is; use "overwrite"',
+        ),
+        (
             replay.burn_in_steps and not has_memory,
             f"replay.burn_in_steps={replay.burn_in_steps} brings a recurrent state up to date; set net.memory, or 0",
         ),
@@ -192,6 +198,13 @@ def _refuse_contradictions(config: Config) -> None:
             replay.burn_in_steps >= collect.rollout_steps,
             f"replay.burn_in_steps={replay.burn_in_steps} leaves nothing of collect.rollout_steps="
             f"{collect.rollout_steps} to learn from",
+        ),
+        (
+            (collect.scaling != "off" or bool(collect.workers_schedule))
+            and not replay.is_on
+            and (collect.max_policy_lag == 0 or collect.deterministic),
+            "a number of workers that changes wants batches that may come from any of them; use "
+            "collect.max_policy_lag=1 or more, without collect.deterministic",
         ),
         (
             bool(collect.exploration_tiers) and config.ppo.objective not in ("auto", "decoupled"),

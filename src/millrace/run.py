@@ -20,7 +20,9 @@ from millrace.buffer.batch import Batch
 from millrace.buffer.queue import RolloutQueue
 from millrace.buffer.slab import Slab
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
+from millrace.collect.load import LoadMeter
 from millrace.collect.pool import CollectorPool, PoolSetup
+from millrace.collect.scaling import workers_scheduled, workers_wanted
 from millrace.collect.source import Buffer, RolloutSource
 from millrace.collect.supervision import INFERENCE
 from millrace.config import Config
@@ -96,6 +98,7 @@ class Run:
         self._notes: list[str] = []
         self._last_published_s = 0.0
         self._watch = Watch()
+        self._loads = LoadMeter()
 
     def __enter__(self) -> Run:
         try:
@@ -224,6 +227,8 @@ class Run:
 
     def _make_intrinsic(self) -> Intrinsic | None:
         config = self.config
+        if self._extras.intrinsic is not None and config.replay.is_on:
+            raise ConfigError("intrinsic=... is a reward as of now, which replay makes stale; leave [replay] out")
         if not config.rnd.coef:
             return None if self._extras.intrinsic is None else self._extras.intrinsic(self.probe.spec)
         if self._extras.intrinsic is not None:
@@ -308,6 +313,7 @@ class Run:
         self.episodes += len(batch.episodes)
         self.recent.extend(batch.episodes)
         self.record_faults()
+        self._scale_workers()
         self._stop_if_done()
         if self.journal.is_due or self.stopping or self.is_complete:
             row = self.journal.row(self, stats)
@@ -328,6 +334,20 @@ class Run:
     def wall_s(self) -> float:
         """Seconds of this run, those of earlier processes included."""
         return self._earlier_s + time.perf_counter() - self._begin_s
+
+    def _scale_workers(self) -> None:
+        """As many workers as the schedule or the machine says, if either is asked; each change is told."""
+        pool, settings = self.source.pool, self.config.collect
+        before, reason = pool.active, ""
+        if settings.workers_schedule:
+            pool.active = workers_scheduled(settings.workers_schedule, self.progress, settings.workers)
+            reason = f"{self.progress:.0%} of the run is done"
+        elif settings.scaling == "machine":
+            load = self._loads.since_last(self.source)
+            if load is not None:
+                pool.active, reason = workers_wanted(before, settings.min_workers, settings.workers, load)
+        if pool.active != before:
+            self.sinks.note(f"{pool.active} workers instead of {before}: {reason}")
 
     def _stop_if_done(self) -> None:
         stop = self.config.stop

@@ -295,6 +295,14 @@ def memory_bytes() -> tuple[int, int]:
     return found["MemTotal"], found["MemAvailable"]
 
 
+def cpu_idle_s() -> float:
+    """Seconds that the cores of this machine have been idle since it started, all together; nan where unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return (float(fields[4]) + float(fields[5])) / os.sysconf("SC_CLK_TCK")  # idle, and waiting for a disk
+    return float("nan")
+
+
 def process_names() -> dict[int, str]:
     """Every process that can be seen, by id, where the system tells (Linux)."""
     names = {}

@@ -12,6 +12,8 @@ from millrace.metrics.catalogue import CATALOGUE
 
 WATCHED = ("explained_variance", "value_scale", "ratio_tail_share", "effective_sample_share", "kl", "kl_proximal")
 ROWS = 8  # a figure that leaves its range for a row or two has not left it
+OF_VALUES = ("explained_variance", "value_scale")
+VARIED_TARGETS = 0.05  # of their mean: in a game that is mastered all are alike, and there is nothing to explain
 BEGINNING = 0.05  # of the run, in which a value knows nothing yet
 
 
@@ -30,7 +32,8 @@ class Watch:
         """
         if progress < BEGINNING:
             return []
-        return [sentence for name in WATCHED if name in row for sentence in self._judge(name, row[name])]
+        names = [name for name in WATCHED if name in row and not (name in OF_VALUES and _is_mastered(row))]
+        return [sentence for name in names for sentence in self._judge(name, row[name])]
 
     def _judge(self, name: str, value: float) -> list[str]:
         recent, metric = self._recent[name], CATALOGUE[name]
@@ -45,3 +48,8 @@ class Watch:
             return []
         limit = metric.healthy[side == "above"]
         return [f"watch: {name} = {median:.3g} is {side} {limit:g} ({metric.meaning}): {metric.remedy(side)}"]
+
+
+def _is_mastered(row: Mapping[str, Any]) -> bool:
+    mean, deviation = row.get("target_mean", 0.0), row.get("target_deviation", math.inf)
+    return bool(deviation < VARIED_TARGETS * abs(mean))

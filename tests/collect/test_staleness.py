@@ -164,6 +164,10 @@ def test_the_correction_follows_lag_and_reuse_unless_it_is_named(settings, expec
         ({**REPLAY, "rnd.coef": 0.1}, "use rnd.coef=0"),
         ({**REPLAY, "replay.burn_in_steps": 2}, "set net.memory, or 0"),
         ({"collect.exploration_tiers": [1.0, 2.0], "ppo.objective": "clip"}, 'use "decoupled"'),
+        (
+            {**REPLAY, "replay.when_full": "block", "replay.samples_per_insert": float("inf")},
+            'never is; use "overwrite"',
+        ),
         ({**REPLAY, "replay.error_items": 1.0}, "inserting and sampling could wait for each other for ever; use 8"),
         ({**REPLAY, "replay.min_size_items": 1000}, "must lie between replay.batch_size_items=8"),
         ({"replay.samples_per_insert": 0.5}, 'use replay.sampler="uniform"'),

@@ -387,12 +387,17 @@ def episodes_under_way(
 
 
 class CollectorPool(Protocol):
-    """Runs the collectors of all workers."""
+    """Runs the collectors of all workers.
+
+    Attributes:
+        active: how many of them collect, the first ones; may be changed at any time.
+    """
 
     setup: PoolSetup
     slab: Slab
     board: WeightsBoard
     options: OptionsBoard
+    active: int
 
     def start(self) -> None:
         """Bring workers up; returns when all are ready, or those that could be."""

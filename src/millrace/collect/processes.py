@@ -75,8 +75,9 @@ class ProcessPool:
         self._workers = [_Worker(index) for index in range(setup.config.workers)]
         self._inference = _Worker(INFERENCE) if setup.config.inference == "central" else None
         self._helpers = [self._inference] if self._inference else []
-        self._everyone = [*self._helpers, *self._workers]  # in the order of starting: loading torch takes longest
+        self._everyone = [*self._helpers, *self._workers]
         self.options = OptionsBoard(setup.config.workers)
+        self.active = setup.config.first_workers
         self._outcomes: list[Outcome] = []
         self._context = multiprocessing.get_context("spawn")
         self._exchange: Exchange | None = setup.open_exchange(self._context) if self._inference else None
@@ -84,11 +85,12 @@ class ProcessPool:
         self._makers = _pickled((setup.env_maker, None if self._inference else setup.actor_maker))
 
     def start(self) -> None:
-        for worker in self._everyone:
+        wanted = self._workers[: self.active]
+        for worker in (*self._helpers, *wanted):  # loading torch takes longest
             self._spawn(worker)
         while any(worker.state == "starting" for worker in self._everyone) or not self._can_collect():
             self._wait(WATCH_INTERVAL_S)
-            for needed in (self._workers, self._helpers):
+            for needed in (wanted, self._helpers):
                 if needed and all(w.state == "down" and w.generation + 1 >= START_ATTEMPTS for w in needed):
                     self._give_up(needed)
 
@@ -199,8 +201,21 @@ class ProcessPool:
                 self._lose(worker, "failed to start", f"not ready within {self.setup.config.start_timeout_s:g} s")
             elif worker.state == "up" and (worker.places or worker is self._inference):
                 self._watch_steps(worker, now_s)
+            elif worker.index >= self.active:
+                self._retire(worker)
             elif worker.state == "down" and now_s >= worker.restart_due_s:
                 self._spawn(worker)
+
+    def _retire(self, worker: _Worker) -> None:
+        """Let an idle worker that is one too many go; what it was in the middle of ends with it."""
+        if worker.state != "up":
+            return
+        with contextlib.suppress(OSError):
+            worker.connection.send(("close",))
+        worker.process.join(CLOSE_TIMEOUT_S)
+        worker.process.kill()
+        worker.connection.close()
+        worker.state, worker.restart_due_s = "down", 0.0
 
     def _watch_steps(self, worker: _Worker, now_s: float) -> None:
         steps, timeout_s = self._steps(worker), self.setup.config.step_timeout_s
@@ -224,6 +239,8 @@ class ProcessPool:
         worker.process.join(CLOSE_TIMEOUT_S)
         worker.connection.close()
         fault = self._fault(worker, kind, reason, traceback)
+        if worker is not self._inference:
+            self._progress[worker.index, 1] = 0  # nobody waits for its questions any more
         self._outcomes += [Outcome(worker.index, place, None) for place in worker.places]
         worker.places.clear()
         worker.inbox.clear()

@@ -30,6 +30,7 @@ class SerialPool:
         self._due_s = [0.0] * setup.config.workers
         self._grants: collections.deque[tuple[int, int, dict[str, Any] | None, int | None]] = collections.deque()
         self.options = OptionsBoard(setup.config.workers)
+        self.active = setup.config.first_workers
 
     def start(self) -> None:
         for worker in range(self.setup.config.workers):
@@ -48,7 +49,8 @@ class SerialPool:
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         if not self._grants:
-            time.sleep(min(timeout_s, 0.05))
+            if timeout_s > 0:
+                time.sleep(min(timeout_s, 0.05))
             return []
         worker, place, options, version = self._grants.popleft()
         if not self.is_up(worker):

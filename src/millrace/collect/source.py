@@ -113,7 +113,7 @@ class RolloutSource:
         self._is_in_turn = not self.is_replay and (self.config.max_policy_lag == 0 or self.config.deterministic)
         self._most_per_worker = 2 if self.is_replay else self.config.max_policy_lag + 1
         self._published = collections.OrderedDict[int, int]()  # digest by version
-        self.held = [0] * self.config.workers  # the version that each worker acted with last
+        self.held: dict[int, int] = {}  # by worker, the version that it acted with last
         self._returns = [collections.deque[float](maxlen=RETURNS_KEPT) for _ in range(self.config.workers)]
 
     @property
@@ -203,7 +203,7 @@ class RolloutSource:
             is_any_up = any(self.pool.is_up(worker) for worker in workers)
             return self._num_granted % len(workers) if is_any_up else None
         load = collections.Counter(grant.worker for grant in self._granted)
-        up = [w for w in workers if self.pool.is_up(w) and load[w] < self._most_per_worker]
+        up = [w for w in workers[: self.pool.active] if self.pool.is_up(w) and load[w] < self._most_per_worker]
         return min(up, key=lambda w: load[w], default=None)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -244,7 +244,8 @@ class RolloutSource:
     @property
     def worker_lag(self) -> int:
         """Updates by which the weights that some worker acted with last are behind the newest published ones."""
-        return self.version - min(self.held)
+        held = [version for worker, version in self.held.items() if worker < self.pool.active]
+        return self.version - min(held, default=self.version)
 
     def _emphasis(self, batch: Batch) -> Array | None:
         """[N] what each column weighs by how its worker's latest episodes compare with everybody's."""

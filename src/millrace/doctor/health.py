@@ -42,8 +42,10 @@ COMPLAINTS = {
     "effective_sample_share": "stale data",
     "kl": "large steps",
     "clip_share": "large steps",
+    "kl_proximal": "large steps",
+    "ratio_tail_share": "stale data",
 }
-SPIKY = ("kl", "clip_share")  # steps that are too large now and then undo what the others learned
+SPIKY = ("kl", "clip_share", "kl_proximal")  # steps that are too large now and then undo what the others learned
 COUNTERS = {
     "skipped_steps": "not finite",
     "skipped_updates": "skipped updates",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from millrace.ops.distributions import log_prob_and_entropy
 from millrace.ops.gae import generalized_advantages, temporal_differences
 from millrace.ops.vtrace import Returns, clipped_gae, vtrace
 from millrace.types import Array, Rollout
+
+JUDGED_ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +133,13 @@ class Targets:
     @torch.no_grad()
     def _judge(self, rollout: Rollout) -> Judgement:
         """Unrolled from the state before the first row where the policy is recurrent, never from what was stored."""
-        num_rows = rollout.num_steps + 1
-        observation, state = seen(self._observation(rollout, num_rows)), self.state(rollout)
+        num_rows, state = rollout.num_steps + 1, self.state(rollout)
+        observation = self._observation(rollout, num_rows)
         if state is None:
-            params, value = self._policy(observation)
+            parts = [self._policy(seen(part)) for part in _parts(observation, rollout.value.size)]
+            params, value = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         else:
-            params, value, _ = self._policy.unroll(observation, state, self._begins(rollout, num_rows))
+            params, value, _ = self._policy.unroll(seen(observation), state, self._begins(rollout, num_rows))
         action = self._tensor(rollout.action).flatten(0, 1)
         log_prob, _ = log_prob_and_entropy(self._policy.spec.action, params[: len(action)], action, self._mask(rollout))
         return Judgement(log_prob.view(rollout.log_prob.shape), value.view(rollout.value.shape))
@@ -204,6 +208,14 @@ class Targets:
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _parts(
+    observation: dict[str, Tensor | StackedFrames], num_rows: int
+) -> Iterator[dict[str, Tensor | StackedFrames]]:
+    """So many rows at a time: what convolutions make of all of them does not fit into a processor's caches."""
+    for first in range(0, num_rows, JUDGED_ROWS):
+        yield {key: x[first : first + JUDGED_ROWS] for key, x in observation.items()}
 
 
 def stack_index(rollout: Rollout, stack: int, num_rows: int) -> Array:

@@ -1,0 +1,45 @@
+"""How many workers collect: as many as the machine bears and the learner needs, or as a schedule says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STARVED = 0.2  # of the learner's time without anything to learn from
+IDLE_CORE = 0.5  # of a core is enough for another worker to be of use
+LEARNER_IS_THE_LIMIT = 0.5  # of the collectors' time without anything to do
+NEARLY_ALL_MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the machine and the two sides did since the last look, shares in 0..1.
+
+    Attributes:
+        idle_cores: cores that nobody used.
+    """
+
+    learner_wait: float
+    collector_wait: float
+    memory: float
+    idle_cores: float
+
+
+def workers_wanted(active: int, least: int, most: int, load: Load) -> tuple[int, str]:
+    """One worker more or less, and why; the same number and no reason where all is well."""
+    wanted, reason = active, ""
+    if load.memory > NEARLY_ALL_MEMORY:
+        wanted, reason = active - 1, f"{load.memory:.0%} of memory is in use"
+    elif load.collector_wait > LEARNER_IS_THE_LIMIT and load.learner_wait < STARVED:
+        wanted, reason = active - 1, f"collectors waited {load.collector_wait:.0%} of the time for the learner"
+    elif load.learner_wait > STARVED and load.idle_cores > IDLE_CORE:
+        wanted = active + 1
+        reason = f"the learner waited {load.learner_wait:.0%} of the time and {load.idle_cores:.1f} cores were idle"
+    wanted = min(max(wanted, least), most)
+    return (wanted, reason) if wanted != active else (active, "")
+
+
+def workers_scheduled(schedule: Sequence[int], progress: float, most: int) -> int:
+    """The number of the stage that training is in: stages are of equal length along the run."""
+    stage = min(int(progress * len(schedule)), len(schedule) - 1)
+    return min(max(schedule[stage], 1), most)
