@@ -24,11 +24,13 @@ def describe_inference(config: Config, needs_torch: bool) -> str:
     if collect.inference == "local":
         copies = "here" if collect.backend == "serial" else "in each worker"
         return f"in {library}, {copies}" + (", which repeats exactly" if needs_torch and _is_exact(config) else "")
-    place = config.device if config.device.startswith("cuda") else f"{collect.inference_threads} thread(s)"
-    halves = ", a half of each worker's slots at a time" if collect.double_buffering else ""
+    threads = collect.inference_threads
+    place = config.device if config.device.startswith("cuda") else f"{threads} thread{'s' * (threads > 1)}"
+    halves = ", a half of each one's slots at a time" if collect.double_buffering else ""
+    why = "so that workers need no torch; " if needs_torch else ""
     return (
-        f"in {library}, central, in one process ({place}) for all {collect.workers} workers, which need no copy of the "
-        f"policy then{halves} (--collect.inference)"
+        f"in {library}, central, in one process ({place}) for all {collect.workers} workers{halves} "
+        f"({why}--collect.inference)"
     )
 
 
