@@ -21,7 +21,7 @@ from millrace.errors import ConfigError
 from millrace.nets.inputs import image_keys
 from millrace.types import RolloutLayout, SlotSpec
 
-MOST_LAG_UNCORRECTED = 2
+MOST_LAG_UNCORRECTED = 1
 """Up to here plain GAE and the clipped ratio hold their own (docs/staleness.md)."""
 ANY_LAG = 1_000_000
 """Replayed rows may be of any age: what is watched is how far the policy has moved since."""
