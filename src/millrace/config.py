@@ -297,7 +297,7 @@ class PPOConfig:
     """What the ratio is clipped around: the acting policy (`clip`), or the policy before the update, uncorrected
     (`proximal`) or corrected (`decoupled`, Hilton 2021); auto: `clip`, or `decoupled` with exploration tiers."""
     targets: Literal["auto", "gae", "vtrace", "clipped_gae"] = "auto"
-    """How advantages come about; auto: `gae` up to a lag of 2, else `vtrace`, which corrects for the acting policy."""
+    """How advantages come about; auto: `gae` up to a lag of 1, else `vtrace`, which corrects for the acting policy."""
     values: Literal["auto", "actor", "learner"] = "auto"
     """Whose values targets start from: the actor's, or the learner's at the update; auto: as `targets` wants them."""
     rho_bar: float = 1.0

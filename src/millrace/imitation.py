@@ -36,6 +36,7 @@ class Imitation:
         log_prob: mean of the player's actions under the policy, likewise.
         episodes: that the player finished.
         reward_statistics: that the policy's values are in units of; None where rewards are not normalised.
+        skipped_steps: gradient steps left out because loss or gradient was not finite.
     """
 
     wall_s: float = 0.0
@@ -44,6 +45,7 @@ class Imitation:
     log_prob: float = float("nan")
     episodes: list[EpisodeRecord] = dataclasses.field(default_factory=list)
     reward_statistics: dict[str, Any] | None = None
+    skipped_steps: int = 0
 
     @property
     def mean_return(self) -> float:
@@ -54,9 +56,10 @@ class Imitation:
         """How it stands, as half a sentence."""
         returns = f"the player's return is {self.mean_return:.4g} over {len(self.episodes):,} episodes"
         agreement = f"the policy agrees with {self.agreement:.1%} of its actions, "
+        skipped = f"; {self.skipped_steps} steps skipped, which were not finite" if self.skipped_steps else ""
         return (
             f"{returns if self.episodes else 'the player finished no episode'}; "
-            f"{'' if np.isnan(self.agreement) else agreement}mean log-probability {self.log_prob:.3g}"
+            f"{'' if np.isnan(self.agreement) else agreement}mean log-probability {self.log_prob:.3g}{skipped}"
         )
 
 
@@ -128,6 +131,7 @@ class School:
         done.env_steps += batch.env_steps
         done.episodes += episodes
         done.log_prob, done.agreement = stats["log_prob"], stats["agreement"]
+        done.skipped_steps = self.cloner.skipped_steps
 
 
 def make_players(

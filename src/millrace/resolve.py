@@ -22,7 +22,7 @@ from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
 from millrace.types import RolloutLayout, SlotSpec
 
-MOST_LAG_UNCORRECTED = 2
+MOST_LAG_UNCORRECTED = 1
 """Up to here plain GAE and the clipped ratio hold their own (docs/staleness.md)."""
 WORKERS_FOR_CENTRAL = 2
 """From here one policy for all was quicker than one each, if it needs torch (benchmarks/README.md)."""

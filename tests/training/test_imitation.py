@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,12 @@ def test_every_kind_of_space_and_seat_can_be_imitated(run_dir: Path):
     for number, env in enumerate((Everything, PileRounds)):
         settings = {"ppo.normalize_observation": True, "ppo.precision": "bf16"}
         assert "imitated random for" in imitated(env, run_dir / str(number), "random", 600, **settings)
+
+
+def test_gradients_that_are_not_finite_are_skipped_counted_and_told(run_dir: Path, monkeypatch):
+    monkeypatch.setattr("millrace.learner.cloning.losses.value_loss", lambda value, *_, **__: value.sum() * np.nan)
+    imitated(Clock, run_dir, "random", 600)
+    assert re.search(r"; [1-9]\d* steps skipped, which were not finite", log_of(run_dir))
 
 
 def test_demonstrations_count_apart_and_leave_statistics_and_a_fresh_optimiser(run_dir: Path):

@@ -43,6 +43,7 @@ class Cloner:
         kind = SequenceGradients if policy.state_size else AutogradGradients
         self._minibatches = kind(policy, self._parameters, ppo)
         self.reward_scaler = RewardScaler(ppo.gamma) if ppo.normalize_reward else None
+        self.skipped_steps = 0
         # The player's own rollouts, before there is anything to correct for.
         plain = dataclasses.replace(ppo, targets="gae", objective="clip", values="actor")
         self._targets = Targets(policy, plain, self.reward_scaler)
@@ -79,6 +80,8 @@ class Cloner:
         norm = float(self._parameters.clip_grad(self._ppo.max_grad_norm))
         if math.isfinite(norm) and math.isfinite(float(loss.detach())):
             self._optimizer.step(learning_rate)
+        else:
+            self.skipped_steps += 1
         return {"log_prob": float(mean_log_prob.detach()), "agreement": self._agreement(rows, params.detach())}
 
     def _agreement(self, rows: Rows, params: Tensor) -> float:
