@@ -21,8 +21,9 @@ from millrace.buffer.queue import RolloutQueue
 from millrace.buffer.slab import Slab
 from millrace.checkpoints.store import Checkpoint, CheckpointStore
 from millrace.collect.load import LoadMeter
-from millrace.collect.pool import CollectorPool, PoolSetup
+from millrace.collect.pool import CollectorPool
 from millrace.collect.scaling import workers_scheduled, workers_wanted
+from millrace.collect.setup import PoolSetup
 from millrace.collect.source import Buffer, RolloutSource
 from millrace.collect.supervision import INFERENCE
 from millrace.config import Config

@@ -15,7 +15,7 @@ from helpers import evaluated, libraries_of, log_of, opened, quick_train
 from millrace.collect.collector import Remote
 from millrace.collect.exchange import CentralActor, Exchange, ExchangeLayout
 from millrace.collect.inference import Teller
-from millrace.collect.pool import InferenceSetup, PoolSetup
+from millrace.collect.setup import InferenceSetup, PoolSetup
 from millrace.collect.weights import WeightsBoard
 from millrace.config import Config
 from millrace.describe import describe_inference

@@ -12,9 +12,10 @@ import numpy as np
 
 from millrace import system
 from millrace.collect.exchange import ANSWERED, ASKED, DIGEST, ROWS, VERSION, WAKE_INTERVAL_S, Desk
-from millrace.collect.pool import NOTHING, InferenceSetup, progress_words
+from millrace.collect.setup import InferenceSetup, progress_words
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import exit_with_parent, report
+from millrace.collect.workplace import NOTHING
 from millrace.nets.actor import Actor
 from millrace.types import Array
 

@@ -19,17 +19,12 @@ from millrace.buffer.slab import Slab
 from millrace.collect.exchange import Exchange
 from millrace.collect.inference import inference_main
 from millrace.collect.options import OptionsBoard
-from millrace.collect.pool import (
-    LANE_STEPS,
-    Outcome,
-    PoolSetup,
-    episodes_under_way,
-    progress_words,
-    with_generation,
-)
+from millrace.collect.pool import Outcome
+from millrace.collect.setup import LANE_STEPS, PoolSetup, episodes_under_way, progress_words
 from millrace.collect.supervision import INFERENCE, REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import worker_main
+from millrace.collect.workplace import with_generation
 from millrace.errors import ConfigError, WorkerError
 
 CLOSE_TIMEOUT_S = 2.0

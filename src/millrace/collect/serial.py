@@ -10,9 +10,11 @@ from typing import Any
 
 from millrace.buffer.slab import Slab
 from millrace.collect.options import OptionsBoard
-from millrace.collect.pool import Outcome, PoolSetup, Workplace, episodes_under_way, progress_words, with_generation
+from millrace.collect.pool import Outcome
+from millrace.collect.setup import PoolSetup, episodes_under_way, progress_words
 from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
+from millrace.collect.workplace import Workplace, with_generation
 from millrace.errors import EnvError
 
 

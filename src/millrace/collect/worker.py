@@ -19,7 +19,8 @@ from typing import Any
 import cloudpickle
 
 from millrace import system
-from millrace.collect.pool import Lane, WorkerSetup, Workplace
+from millrace.collect.setup import Lane, WorkerSetup
+from millrace.collect.workplace import Workplace
 from millrace.errors import EnvError
 
 ORPHAN_CHECK_S = 2.0
