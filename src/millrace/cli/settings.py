@@ -213,7 +213,7 @@ def commented_toml(config: Config, auto: Config | None = None) -> str:
         for setting in section.settings:
             key = setting.name.rpartition(".")[2]
             value, is_auto = getattr(values, key), getattr(values, key) != getattr(before, key)
-            lines.append(f"# {setting.meaning}")
+            lines += [f"# {line}" for line in setting.meaning.splitlines()]
             line = f"# {key} = " if value is None else config_module.toml_line(key, value)
             lines.append(line + ("  # auto" if is_auto else ""))
     return "\n".join(lines) + "\n"
