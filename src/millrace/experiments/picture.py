@@ -51,7 +51,7 @@ def draw_curves(path: Path, title: str, lines: list[Line], across: str = "enviro
         plot.draw_line(ImageDraw.Draw(veil), line, colour)
         picture.paste(veil, mask=veil)
     if len(lines) > 1:
-        _draw_legend(ImageDraw.Draw(picture), [line.label for line in lines])
+        _draw_legend(ImageDraw.Draw(picture), [line.label for line in lines], plot.begins_high)
     picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(path)
 
 
@@ -64,6 +64,12 @@ class _Plot:
         self._last_step = max((float(curve.env_steps[-1]) for curve in curves), default=1.0)
         self._x = [tick for tick in _ticks(0.0, self._last_step) if tick <= self._last_step]
         self._y = _ticks(min(returns, default=0.0), max(returns, default=1.0))
+        self._first = max((float(curve.episode_return[0]) for curve in curves), default=0.0)
+
+    @property
+    def begins_high(self) -> bool:
+        """Whether curves begin in the upper half, where a legend would lie on them."""
+        return self._first > (self._y[0] + self._y[-1]) / 2
 
     def draw_frame(self, draw: Any, title: str, across: str) -> None:
         left, right, top, bottom = (v * OVERSAMPLING for v in (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM))
@@ -103,9 +109,10 @@ class _Plot:
         return x * OVERSAMPLING, y * OVERSAMPLING
 
 
-def _draw_legend(draw: Any, labels: list[str]) -> None:
+def _draw_legend(draw: Any, labels: list[str], is_below: bool) -> None:
+    top = HEIGHT - BOTTOM - 20 * len(labels) if is_below else TOP + 12
     for i, (label, colour) in enumerate(zip(labels, COLOURS, strict=False)):
-        x, y = (LEFT + 16) * OVERSAMPLING, (TOP + 12 + 20 * i) * OVERSAMPLING
+        x, y = (LEFT + 16) * OVERSAMPLING, (top + 20 * i) * OVERSAMPLING
         draw.line([(x, y), (x + 48, y)], colour, 3 * OVERSAMPLING)
         _write(draw, (x + 60, y), label, "lm")
 
