@@ -43,7 +43,9 @@ class Watch:
             return []
         median = statistics.median(recent)
         side, before = metric.side(median), self._side[name]
-        self._side[name] = side
+        is_well = not any(metric.side(value) for value in recent)
+        if is_well or side:  # at the edge of its range a figure is not news again and again
+            self._side[name] = side
         if not side or side == before:
             return []
         limit = metric.healthy[side == "above"]

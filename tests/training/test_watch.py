@@ -38,6 +38,10 @@ def test_it_is_told_again_when_it_was_well_in_between() -> None:
     assert "the acting policy is another one: lower --max-policy-lag or --replay.samples_per_insert" in found[0]
 
 
+def test_a_figure_at_the_edge_of_its_range_is_told_of_once() -> None:
+    assert len(sentences(Watch(), "effective_sample_share", [0.49, 0.49, 0.51, 0.49, 0.51, 0.51] * 10)) == 1
+
+
 def test_stale_ratios_runaway_values_and_large_updates_name_their_own_remedy() -> None:
     for name, value, remedy in (
         ("ratio_tail_share", 0.5, "what is learned from is stale"),

@@ -153,7 +153,7 @@ def _ratio_stats(log_ratio: Array, weight: Array, clip: float, log_importance: A
     behaviour = log_ratio if log_importance is None else log_ratio + log_importance
     is_valid = weight > 0
     valid = float(is_valid.sum())
-    weighted = np.exp(behaviour) * weight
+    weighted = np.exp(behaviour) * is_valid
     stats = {
         "kl": _kl(behaviour, weight),
         "clip_share": float(weight @ (np.abs(np.exp(log_ratio) - 1) > clip)),

@@ -72,8 +72,9 @@ def ratio_tail_share(log_ratio: Tensor, weight: Tensor, limit: float = 2.0) -> T
 
 def effective_sample_share(log_ratio: Tensor, weight: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 of the importance weights, as a share of the samples: 1 is on-policy."""
-    ratio = log_ratio.exp() * weight
-    return ratio.sum() ** 2 / ((ratio**2).sum() * (weight > 0).sum()).clamp_min(1e-8)
+    counts = (weight > 0).to(log_ratio.dtype)  # what draws of a replay buffer weigh is not the policy's doing
+    ratio = log_ratio.exp() * counts
+    return ratio.sum() ** 2 / ((ratio**2).sum() * counts.sum()).clamp_min(1e-8)
 
 
 def explained_variance(value: Tensor, target: Tensor, weight: Tensor) -> Tensor:
