@@ -10,34 +10,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, machine
-from millrace.metrics.rows import read_rows
+from benchmarks.harness import RESULTS
+from benchmarks.many_runs import measure_missing, train
 
 TARGET = RESULTS / "reuse.json"
 RATIOS = (1, 2, 4, 8)
-COMMON = {
-    "collect.backend": "serial",
-    "collect.workers": 1,
-    "metrics.tensorboard": False,
-    "metrics.console": "off",
-    "metrics.every_s": 0.0,
-    "checkpoint.every_s": 0.0,
-    "ppo.learning_rate_schedule": "constant",
-    "ppo.threads": 1,
-    "ppo.learning_rate": 1e-3,
-    "ppo.epochs": 1,
-}
+COMMON = {"ppo.learning_rate": 1e-3, "ppo.epochs": 1}
 # One gradient step of 256 rows for each batch drawn; the buffer holds 16 batches.
 KINDS: dict[str, dict[str, Any]] = {
     "queue, K epochs": {},
@@ -80,25 +62,11 @@ def settings_of(game: str, kind: str, ratio: int) -> dict[str, Any]:
     return {**settings, **sizes}
 
 
-def train_one(settings: dict[str, Any]) -> dict[str, Any]:
-    """One run in a process of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = Path(directory) / "run"
-        program = (
-            "import json, sys, millrace; millrace.train(millrace.Config().replace(json.load(sys.stdin)), quiet=True)"
-        )
-        subprocess.run(
-            [sys.executable, "-c", program],
-            input=json.dumps({**settings, "run_dir": str(run_dir)}),
-            text=True,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        rows = [row for row in read_rows(run_dir) if "episode_return" in row]
-    last = rows[-1]
-    returns = [row["episode_return"] for row in rows]
+def figures_of(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """When a run ended, and how."""
+    last, returns = rows[-1], [row["episode_return"] for row in rows]
     return {
-        "reached": last["episode_return"] >= settings["stop.mean_return"],
+        "reached": last["episode_return"] >= threshold,
         "env_steps": last["env_steps"],
         "seconds": last["time_s"],
         "best": max(returns),
@@ -107,27 +75,10 @@ def train_one(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(games: list[str], seeds: int, jobs: int) -> list[dict[str, Any]]:
-    """All runs that are not there yet."""
-    found: list[dict[str, Any]] = json.loads(TARGET.read_text())["runs"] if TARGET.exists() else []
-    wanted = [
-        {"game": game, "kind": kind, "ratio": ratio, "seed": seed}
-        for game in games
-        for seed, kind, ratio in itertools.product(range(seeds), KINDS, RATIOS)
-    ]
-    missing = [key for key in wanted if not any(key.items() <= run.items() for run in found)]
-    with ThreadPoolExecutor(jobs) as threads:
-        for run in threads.map(measure_one, missing):
-            found.append(run)
-            TARGET.write_text(json.dumps({"machine": machine(), "games": GAMES, "runs": found}, indent=1))
-            print(json.dumps(run), flush=True)
-    return found
-
-
 def measure_one(key: dict[str, Any]) -> dict[str, Any]:
-    """A run, with what it was of."""
+    """The figures of a run."""
     settings = settings_of(key["game"], key["kind"], key["ratio"])
-    return {**key, **train_one({**settings, "seed": key["seed"]})}
+    return figures_of(train({**settings, "seed": key["seed"]}), settings["stop.mean_return"])
 
 
 def report(found: list[dict[str, Any]], game: str) -> None:
@@ -160,7 +111,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     arguments = parser.parse_args()
     games = arguments.games.split(",")
-    found = measure(games, arguments.seeds, arguments.jobs)
+    wanted = [
+        {"game": game, "kind": kind, "ratio": ratio, "seed": seed}
+        for game in games
+        for seed, kind, ratio in itertools.product(range(arguments.seeds), KINDS, RATIOS)
+    ]
+    found = measure_missing(TARGET, wanted, measure_one, {"games": GAMES}, arguments.jobs)
     for game in games:
         report(found, game)
 

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, machine
+from benchmarks.harness import RESULTS
+from benchmarks.many_runs import measure_missing, train
 from millrace.experiments.curves import Curve
 from millrace.experiments.picture import Line, draw_curves
-from millrace.metrics.rows import read_rows
 
 TARGET = RESULTS / "staleness.json"
 PICTURES = Path("docs/images")
@@ -34,17 +28,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "decoupled": {"objective": "decoupled", "targets": "gae", "values": "learner"},
     "V-trace": {"objective": "clip", "targets": "vtrace", "values": "learner"},
 }
-COMMON = {
-    "collect.backend": "serial",
-    "collect.workers": 1,
-    "collect.deterministic": True,
-    "metrics.tensorboard": False,
-    "metrics.console": "off",
-    "metrics.every_s": 0.0,
-    "checkpoint.every_s": 0.0,
-    "ppo.learning_rate_schedule": "constant",
-    "ppo.threads": 1,
-}
+COMMON = {"collect.deterministic": True}
 GAMES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "CartPole": (
         (0, 1, 2, 4, 8, 16),
@@ -73,49 +57,19 @@ GAMES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
-def train_one(settings: dict[str, Any]) -> dict[str, float]:
-    """One run in a process of its own; its mean return over the second half, and at the end."""
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = Path(directory) / "run"
-        program = (
-            "import json, sys, millrace; millrace.train(millrace.Config().replace(json.load(sys.stdin)), quiet=True)"
-        )
-        subprocess.run(
-            [sys.executable, "-c", program],
-            input=json.dumps({**COMMON, **settings, "run_dir": str(run_dir)}),
-            text=True,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        rows = [row for row in read_rows(run_dir) if "episode_return" in row]
-    half = [row for row in rows if row["env_steps"] > settings["total_env_steps"] / 2]
+def figures_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the second half of a run, and what it ended with."""
+    half = [row for row in rows if row["env_steps"] > rows[-1]["env_steps"] / 2]
     names = ("episode_return", "effective_sample_share", "kl", "explained_variance")
     means = {name: float(np.mean([row[name] for row in half if row.get(name) is not None])) for name in names}
     return {**means, "last_return": rows[-1]["episode_return"], "seconds": rows[-1]["time_s"]}
 
 
-def measure(games: list[str], seeds: int, jobs: int) -> list[dict[str, Any]]:
-    """All runs that are not there yet."""
-    found: list[dict[str, Any]] = json.loads(TARGET.read_text())["runs"] if TARGET.exists() else []
-    wanted = [
-        {"game": game, "lag": lag, "objective": objective, "seed": seed}
-        for game in games
-        for seed, lag, objective in itertools.product(range(seeds), GAMES[game][0], OBJECTIVES)
-    ]
-    missing = [key for key in wanted if not any(key.items() <= run.items() for run in found)]
-    with ThreadPoolExecutor(jobs) as threads:
-        for run in threads.map(measure_one, missing):
-            found.append(run)
-            TARGET.write_text(json.dumps({"machine": machine(), "games": GAMES, "runs": found}, indent=1))
-            print(json.dumps(run), flush=True)
-    return found
-
-
 def measure_one(key: dict[str, Any]) -> dict[str, Any]:
-    """A run, with what it was of."""
+    """The figures of a run."""
     ppo = {f"ppo.{name}": value for name, value in OBJECTIVES[key["objective"]].items()}
-    settings = {**GAMES[key["game"]][1], **ppo, "collect.max_policy_lag": key["lag"], "seed": key["seed"]}
-    return {**key, **train_one(settings)}
+    settings = {**COMMON, **GAMES[key["game"]][1], **ppo, "collect.max_policy_lag": key["lag"], "seed": key["seed"]}
+    return figures_of(train(settings))
 
 
 def returns(found: list[dict[str, Any]], game: str, lag: int, objective: str) -> list[float]:
@@ -153,7 +107,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     arguments = parser.parse_args()
     games = arguments.games.split(",")
-    found = measure(games, arguments.seeds, arguments.jobs)
+    wanted = [
+        {"game": game, "lag": lag, "objective": objective, "seed": seed}
+        for game in games
+        for seed, lag, objective in itertools.product(range(arguments.seeds), GAMES[game][0], OBJECTIVES)
+    ]
+    found = measure_missing(TARGET, wanted, measure_one, {"games": GAMES}, arguments.jobs)
     for game in games:
         report(found, game)
 
