@@ -54,5 +54,6 @@ def describe_correction(config: Config) -> str:
     """What is done about rows of another policy than the present one, and why."""
     ppo = config.ppo
     why = "replay" if config.replay.is_on else f"lag {config.collect.max_policy_lag}"
+    why += ", exploration tiers" if config.collect.exploration_tiers else ""
     choices = f"{ppo.targets} targets, {ppo.objective} objective, {ppo.values}'s values"
     return f"{choices} ({why}; --ppo.targets, --ppo.objective)"
