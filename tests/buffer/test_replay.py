@@ -17,7 +17,7 @@ from millrace.buffer.replay import Replay
 from millrace.buffer.slab import Slab
 from millrace.config import ReplayConfig
 from millrace.system import SharedBlock
-from millrace.types import ActionSpec, ArraySpec, RolloutLayout, SlotSpec
+from millrace.types import ActionSpec, ArraySpec, EpisodeRecord, RolloutLayout, SlotSpec
 
 SPEC = SlotSpec({"obs": ArraySpec((2,), "float32")}, ActionSpec((3,)), has_action_mask=True)
 STEPS, SLOTS = 4, 3
@@ -38,7 +38,7 @@ def opened(**replay: Any) -> Iterator[Replay]:
     block.close()
 
 
-def collect(replay: Replay, number: int, valid: Any = True) -> None:
+def collect(replay: Replay, number: int, valid: Any = True, episodes: Any = ()) -> None:
     """A rollout whose every figure tells rollout, step and slot."""
     place = replay.slab.acquire()
     rollout = replay.slab.rollouts[place]
@@ -51,7 +51,7 @@ def collect(replay: Replay, number: int, valid: Any = True) -> None:
     rollout.policy_version[:] = number
     rollout.valid[:] = valid
     rollout.terminated[:], rollout.truncated[:] = False, False
-    replay.insert(Item(worker=number % 2, version=number, place=place))
+    replay.insert(Item(worker=number % 2, version=number, place=place, episodes=episodes))
 
 
 def learn(replay: Replay, version: int = 9) -> Any:
@@ -103,6 +103,17 @@ def test_statistics_hear_of_each_rollout_once_however_often_it_is_drawn() -> Non
         assert first.env_steps == 2 * STEPS * SLOTS
         assert (second.blocks(), second.env_steps) == ([], 0)
         assert not second.is_empty
+
+
+def test_what_is_overwritten_before_any_batch_told_of_it_still_counts() -> None:
+    episode = EpisodeRecord(1.0, 4)
+    with opened(samples_per_insert=0.1, error_items=1000.0) as replay:
+        for number in range(6):
+            collect(replay, number, episodes=(episode,))
+        batch = learn(replay)
+        assert batch.env_steps == 6 * STEPS * SLOTS
+        assert batch.episodes == [episode] * 6
+        assert len(batch.blocks()) == 4
 
 
 def test_a_full_buffer_overwrites_the_oldest_and_counts_what_was_never_seen() -> None:

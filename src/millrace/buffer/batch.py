@@ -72,6 +72,8 @@ class Batch:
         env_steps: transitions of those rollouts.
         draws: where the rows were drawn from a replay buffer.
         fresh: the rollouts of `items`, where they are not the batch itself.
+        gone: rollouts that have come since and were overwritten before this batch could tell of them; `env_steps` and
+            `episodes` count them.
         workers: [N] whose column each one is.
         emphasis: [N] float32 what each column weighs; None for 1.
     """
@@ -83,6 +85,7 @@ class Batch:
     env_steps: int = 0
     draws: Draws | None = None
     fresh: list[Rollout] | None = None
+    gone: list[Item] = field(default_factory=list)
     workers: Array | None = None
     emphasis: Array | None = None
 
@@ -107,7 +110,7 @@ class Batch:
 
     @property
     def episodes(self) -> list[EpisodeRecord]:
-        return [episode for item in self.items for episode in item.episodes]
+        return [episode for item in (*self.gone, *self.items) for episode in item.episodes]
 
     def blocks(self) -> list[tuple[int, Rollout]]:
         """(worker, rollout) of everything that has come since the batch before, for what counts each row once."""

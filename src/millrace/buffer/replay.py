@@ -63,6 +63,8 @@ class Replay:
         self._is_live = np.zeros(num_places * self._per_place, bool)
         self._times_drawn = np.zeros(num_places * self._per_place, np.int64)
         self._fresh: list[Item] = []
+        self._gone: list[Item] = []  # overwritten while they were
+        self._new_env_steps = 0
         self._worker_of_place = np.zeros(num_places, np.int64)
         self._stacked = slab.stacked()
         # [P, T + 1, B] by how much value targets exceed values; the row behind the last is not part of the rollout.
@@ -89,6 +91,7 @@ class Replay:
         self._refreshed_at[item.place] = NEVER
         self._held[item.place] = item
         self._fresh.append(item)
+        self._new_env_steps += int(self.slab.rollouts[item.place].valid.sum())
         self._sampler.insert(keys)
         self._limiter.inserted(len(keys))
         self.counts.inserted += len(keys)
@@ -110,6 +113,8 @@ class Replay:
         keys = self._keys(item)
         self.counts.overwritten += len(keys)
         self.counts.unseen += int((self._times_drawn[keys] == 0).sum())
+        if item in self._fresh:
+            self._gone.append(item)
         self._forget(item, keys)
 
     def _forget(self, item: Item, keys: Array) -> None:
@@ -170,11 +175,19 @@ class Replay:
         if self._is_step:
             self._refresh(draws, place, version)
             draws.carried = lambda: self._error[place, step + 1, slot]
-        fresh, self._fresh = self._fresh, []
-        rollouts = [self.slab.rollouts[item.place] for item in fresh]
-        env_steps = sum(int(rollout.valid.sum()) for rollout in rollouts)
-        workers = self._worker_of_place[place]
-        return Batch(rollout, fresh, self.slab.layout.num_slots, version, env_steps, draws, rollouts, workers)
+        batch = Batch(
+            rollout,
+            self._fresh,
+            self.slab.layout.num_slots,
+            version,
+            self._new_env_steps,
+            draws,
+            fresh=[self.slab.rollouts[item.place] for item in self._fresh],
+            gone=self._gone,
+            workers=self._worker_of_place[place],
+        )
+        self._fresh, self._gone, self._new_env_steps = [], [], 0
+        return batch
 
     def _coordinates(self, keys: Array) -> tuple[Array, Array, Array]:
         """(place, step, slot) of each key; step is 0 for columns."""
