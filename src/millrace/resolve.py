@@ -224,7 +224,8 @@ def _correction(config: Config) -> PPOConfig:
     # Clipping around the acting policy bounds how far an update goes from it: the decoupled objective has no such bound
     # and falls long before (docs/staleness.md), but tiers act otherwise than the policy that is to stay near.
     objective = ppo.objective if ppo.objective != "auto" else "decoupled" if collect.exploration_tiers else "clip"
-    values = ppo.values if ppo.values != "auto" else "learner" if is_stale else "actor"
+    wants_present = is_stale or targets != "gae"
+    values = ppo.values if ppo.values != "auto" else "learner" if wants_present else "actor"
     return replace(ppo, targets=targets, objective=objective, values=values)
 
 

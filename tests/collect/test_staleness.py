@@ -143,6 +143,7 @@ def resolved(**settings) -> Config:
     [
         ({"collect.max_policy_lag": 1}, ("gae", "clip", "actor")),
         ({"collect.max_policy_lag": 5}, ("vtrace", "clip", "learner")),
+        ({"collect.max_policy_lag": 1, "ppo.targets": "vtrace"}, ("vtrace", "clip", "learner")),
         (REPLAY, ("vtrace", "clip", "learner")),
         ({**REPLAY, "ppo.targets": "gae", "ppo.values": "actor"}, ("gae", "clip", "actor")),
         ({"collect.exploration_tiers": [1.0, 2.0]}, ("gae", "decoupled", "actor")),

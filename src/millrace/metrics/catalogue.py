@@ -167,7 +167,7 @@ _ALL = (
     Metric("replay_items", "items", "held by the replay buffer"),
     Metric("replay_overwritten", "items", "that made room for newer ones"),
     Metric("replay_unseen", "items", "of those, never drawn"),
-    Metric("replay_blocked", "grants", "that waited, because the buffer was full or inserts were ahead of draws"),
+    Metric("replay_blocked", "times", "that no rollout was granted: the buffer was full, or inserts ahead of draws"),
     Metric("samples_per_insert", "draws", "of an item so far, on average"),
     Metric("target_age", "updates", "mean age of the cached errors behind drawn steps"),
     Metric(
