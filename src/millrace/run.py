@@ -487,7 +487,8 @@ class Run:
         for path in self.store.set_aside_after(self.env_steps):
             self.sinks.note(f"set aside the checkpoint {path.name}: resuming from before it undoes it")
         exactly = "exactly where it stopped" if not problems else f"with {cut} episodes cut and begun anew"
-        self.sinks.note(f"resumed at {self.env_steps:,} steps, {exactly}")
+        emptied = "; the replay buffer begins empty" if self.config.replay.is_on else ""
+        self.sinks.note(f"resumed at {self.env_steps:,} steps, {exactly}{emptied}")
         for problem in problems:
             self.sinks.note(f"  {problem}")
 

@@ -217,3 +217,9 @@ def test_replay_keeps_to_its_ratio_and_counts_only_what_is_new(backend, replay, 
 def test_the_acting_policy_is_a_numpy_one_also_under_replay() -> None:
     config = resolved(**REPLAY)
     assert not ActorMaker(probe_env(EnvMaker(config.env)).spec, config.net).needs_torch
+
+
+def test_a_resumed_run_says_that_its_buffer_begins_empty(run_dir) -> None:
+    quick_train(Clock, run_dir, {**REPLAY, "stop.updates": 4}, backend="serial", max_policy_lag=-1)
+    millrace.resume(run_dir, settings={"stop.updates": 8}, env=Clock, quiet=True)
+    assert "the replay buffer begins empty" in (run_dir / "log.txt").read_text()
