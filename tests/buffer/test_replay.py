@@ -258,3 +258,25 @@ def test_settings_are_frozen_per_run_and_say_whether_there_is_replay_at_all() ->
     assert not ReplayConfig().is_on
     for change in ({"sampler": "uniform"}, {"samples_per_insert": 2.0}, {"item": "step"}):
         assert dataclasses.replace(ReplayConfig(), **change).is_on
+
+
+@pytest.mark.parametrize("when_full", ["overwrite", "block"])
+def test_a_thousand_workers_killed_with_a_place_in_hand_lose_none(when_full: str) -> None:
+    rng, kills, number = np.random.default_rng(1), 0, 0
+    with opened(when_full=when_full) as replay:
+        granted: list[int] = []
+        while kills < 1000:
+            if replay.slab.num_free and replay.admits(len(granted), 0):
+                granted.append(replay.slab.acquire())
+            if granted and rng.random() < 0.5:
+                place = granted.pop(int(rng.integers(len(granted))))
+                replay.slab.release(place)
+                if rng.random() < 0.7:
+                    kills += 1
+                else:
+                    collect(replay, number)
+                    number += 1
+            if replay.can_take():
+                learn(replay)
+            assert replay.slab.num_free + len(granted) + len(replay._held) == len(replay.slab.rollouts)
+        assert number > 100
