@@ -70,8 +70,9 @@ class EnvConfig:
 class CollectConfig:
     """Where and how experience is collected."""
 
-    backend: Literal["auto", "serial", "processes"] = "auto"
-    """`serial` collects in this process, `processes` in worker processes; auto chooses by workers."""
+    backend: Literal["auto", "serial", "processes", "ray"] = "auto"
+    """`serial` collects in this process, `processes` in worker processes, `ray` in actors of a Ray cluster; auto: one
+    of the first two, by cores and workers."""
     workers: int = 0
     """Collectors, each with its own environments and policy copy; 0 = auto, from the cores."""
     scaling: Literal["off", "machine"] = "off"
@@ -166,6 +167,51 @@ class CollectConfig:
         )
         require(self.step_timeout_s > 0, f"collect.step_timeout_s={self.step_timeout_s} must be above 0")
         require(self.start_timeout_s > 0, f"collect.start_timeout_s={self.start_timeout_s} must be above 0")
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """`collect.backend = "ray"`: the cluster, and what each worker asks of it."""
+
+    address: str = ""
+    """`auto` for the cluster that this machine belongs to, or `HOST:6379`; empty = the environment variable
+    `RAY_ADDRESS`, which `ray job submit` sets, or else a cluster of this machine alone, for this run."""
+    worker_cpus: float = 1.0
+    """CPUs reserved for each worker; several workers that mostly wait may share one."""
+    worker_memory_mb: int = 0
+    """Memory reserved for each worker; 0 = none."""
+    inference_cpus: float = 1.0
+    """CPUs reserved for central inference."""
+    inference_gpus: float = -1.0
+    """GPUs reserved for central inference; -1 = auto: one where the cluster has any and the network needs torch."""
+    inference_port: int = 0
+    """Port at which central inference is asked, to be opened in a firewall; 0 = any that is free."""
+    wait_for_results: int = 1
+    """Rollouts that must have come before they are taken in; more of them cost less of the learner's process."""
+    num_cpus: int = 0
+    """CPUs of a cluster that this run starts; 0 = auto: this machine's cores, or as many as the workers ask for."""
+    object_store_memory_mb: int = 0
+    """Shared memory of a cluster that this run starts; 0 = as Ray chooses, about 30 % of the machine's memory."""
+    dashboard: bool = False
+    """Whether a cluster that this run starts has Ray's dashboard and its Prometheus endpoint."""
+    dashboard_port: int = 8265
+    """Where the dashboard is."""
+    working_dir: str = ""
+    """Directory with the user's code that is carried to the nodes; empty = auto: on a cluster, for a `module:function`
+    that is not installed, the directory it was found in."""
+    pip: tuple[str, ...] = ()
+    """Packages that are installed on the nodes for this run."""
+
+    def __post_init__(self) -> None:
+        require(self.worker_cpus > 0, f"ray.worker_cpus={self.worker_cpus} must be above 0; try 0.5")
+        for name in ("worker_memory_mb", "inference_cpus", "inference_port", "num_cpus", "object_store_memory_mb"):
+            require(getattr(self, name) >= 0, f"ray.{name}={getattr(self, name)} must be 0 or more")
+        require(self.wait_for_results >= 1, f"ray.wait_for_results={self.wait_for_results} must be 1 or more")
+        require(
+            not self.address.startswith("ray://"),
+            f"ray.address={self.address}: Ray's client would carry every rollout twice; start this program on a node "
+            "of the cluster (`ray job submit`), or give HOST:6379",
+        )
 
 
 @dataclass(frozen=True)
@@ -452,6 +498,7 @@ class Config:
 
     env: EnvConfig = field(default_factory=EnvConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     net: NetConfig = field(default_factory=NetConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

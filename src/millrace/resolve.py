@@ -256,7 +256,7 @@ def _inference(config: Config, actor_maker: ActorMaker) -> CollectConfig:
     batched with it in its last digits, so that lock-step, which promises to repeat itself bit for bit, stays local.
     """
     collect = config.collect
-    is_free = collect.backend == "processes" and collect.max_policy_lag > 0 and not collect.deterministic
+    is_free = collect.backend in ("processes", "ray") and collect.max_policy_lag > 0 and not collect.deterministic
     pays = config.device.startswith("cuda") or collect.workers >= WORKERS_FOR_CENTRAL
     inference = collect.inference
     if inference == "auto":
@@ -271,7 +271,7 @@ def _ppo(config: Config, probe: Probe) -> PPOConfig:
     if not threads and not image_keys(probe.spec, config.net):
         threads = 1  # without convolutions the pieces are too small to share, and another program stalls both
     if not threads:
-        overlapping = config.collect.backend == "processes" and config.collect.max_policy_lag > 0
+        overlapping = config.collect.backend != "serial" and config.collect.max_policy_lag > 0
         # Two even where a worker wants one of two cores: waiting threads yield theirs (`system.yield_while_waiting`).
         cores = system.available_cores()
         threads = max(min(2, cores), cores - config.collect.workers) if overlapping else cores

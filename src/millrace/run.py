@@ -26,7 +26,7 @@ from millrace.collect.scaling import workers_scheduled, workers_wanted
 from millrace.collect.setup import PoolSetup
 from millrace.collect.source import Buffer, RolloutSource
 from millrace.collect.supervision import INFERENCE
-from millrace.config import Config
+from millrace.config import Config, RayConfig
 from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
 from millrace.deploy.policy_pool import PolicyPool
@@ -48,6 +48,7 @@ from millrace.types import EpisodeRecord, RolloutLayout
 from millrace.watch import Watch
 
 if TYPE_CHECKING:
+    from millrace.collect.ray_session import RaySession
     from millrace.nets.policy import Policy
 
 RECENT_EPISODES = 100
@@ -99,6 +100,7 @@ class Run:
         self._notes: list[str] = []
         self._last_published_s = 0.0
         self._watch = Watch()
+        self.ray: RaySession | None = None
         self._loads = LoadMeter()
 
     def __enter__(self) -> Run:
@@ -117,11 +119,17 @@ class Run:
     def _open(self) -> None:
         self._blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
         config = self._requested
+        if config.collect.backend == "ray":
+            from millrace.collect.ray_session import RaySession
+
+            self.ray = RaySession(config)  # a cluster takes seconds to come, and so does what follows
         path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
         self.directory = RunDirectory(path)
         self.directory.create()
         self.sinks = Sinks(self._make_sinks(config, path))
         self.probe: Probe = self._probe()
+        if self.ray is not None and self.ray.address and not config.collect.workers:
+            config = config.replace({"collect.workers": self.ray.workers_that_fit()})
         self.config = dataclasses.replace(resolve(config, self.probe, self._network), run_dir=str(path))
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
@@ -261,8 +269,9 @@ class Run:
             weights_size=len(self.learner.weights()),
             num_versions=config.collect.max_policy_lag + 2 if config.collect.deterministic else 2,
             device=config.device,
+            keeps_rollouts=config.replay.is_on,
         )
-        pool = make_pool(setup)
+        pool = make_pool(setup, config.ray, self.ray)
         return RolloutSource(pool, config.collect, make_buffer(pool.slab, config), config.replay.is_on)
 
     # Between updates -----------------------------------------------------------------------------------------
@@ -366,7 +375,11 @@ class Run:
             self.stopping = f"stop.mean_return={stop.mean_return:g} reached"
 
     def record_faults(self) -> None:
-        faults = self.source.pool.setup.faults
+        """Tell what happened to workers since the last time."""
+        setup = self.source.pool.setup
+        while setup.notes:
+            self.sinks.note(setup.notes.pop(0))
+        faults = setup.faults
         while faults:
             fault = faults.pop(0)
             if fault.worker == INFERENCE:
@@ -529,6 +542,8 @@ class Run:
         closers: list[Callable[[], None]] = []
         if hasattr(self, "source"):
             closers.append(self.source.close)
+        if self.ray is not None:
+            closers.append(self.ray.close)
         if hasattr(self, "sinks"):
             closers.append(self.sinks.close)
         closers += [self.directory.lock.release] if hasattr(self, "directory") else []
@@ -555,6 +570,7 @@ class Run:
             f"run       {self.directory.path}",
             f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
             f"{collect.rollout_steps} steps, {describe_lag(config)}",
+            *([f"ray       {self.ray.describe()}"] if self.ray is not None else []),
             f"act       {describe_inference(config, self.source.pool.setup.actor_maker.needs_torch)}",
             *([describe_replay(config, self.buffer_bytes)] if config.replay.is_on else []),
             f"learn     {batch_size_rows(config):,} rows an update, {config.ppo.epochs} epochs of minibatches of "
@@ -599,15 +615,20 @@ def refuse_beyond_memory(nbytes: int, what: str) -> None:
         )
 
 
-def make_pool(setup: PoolSetup) -> CollectorPool:
+def make_pool(setup: PoolSetup, ray: RayConfig, session: RaySession | None) -> CollectorPool:
     """The place where collectors run: the one spot that knows the backends."""
     if setup.config.backend == "serial":
         from millrace.collect.serial import SerialPool
 
         return SerialPool(setup)
-    from millrace.collect.processes import ProcessPool
+    from millrace.collect.processes import ProcessHost
+    from millrace.collect.worker_pool import WorkerPool
 
-    return ProcessPool(setup)
+    if session is not None:
+        from millrace.collect.ray_host import RayHost
+
+        return WorkerPool(setup, RayHost(setup, ray, session))
+    return WorkerPool(setup, ProcessHost(setup))
 
 
 def load_into(policy: Any, checkpoint: Checkpoint) -> None:

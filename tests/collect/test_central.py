@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import millrace
 from helpers import evaluated, libraries_of, log_of, opened, quick_train
 from millrace.collect.collector import Remote
-from millrace.collect.exchange import CentralActor, Exchange, ExchangeLayout
+from millrace.collect.exchange import Exchange, ExchangeLayout
 from millrace.collect.inference import Teller
 from millrace.collect.setup import InferenceSetup, PoolSetup
 from millrace.collect.weights import WeightsBoard
@@ -233,12 +233,11 @@ class Bureau:
         spec = SlotSpec({"obs": ArraySpec((1,), "float32")}, ActionSpec(nvec=(3,)))
         layout = ExchangeLayout(spec, state_size, 4, 3, 1)
         self.exchange = Exchange.open(layout, multiprocessing.get_context("spawn"))
-        weights, progress = SharedBlock(WeightsBoard.nbytes(1)), SharedBlock(3 * 64)
-        self.board = WeightsBoard(weights.memory, 1)
-        setup = InferenceSetup(self.exchange, weights, progress, 1, 2, max_batch_slots, 0.0, "cpu", 1, 0)
+        self.board = WeightsBoard(SharedBlock(WeightsBoard.nbytes(1)).memory, 1)
+        setup = InferenceSetup(3, 1, 2, max_batch_slots, 0.0, "cpu", 1, 0)
         self.policy = Counting()
-        self.teller = Teller(setup, self.policy)
-        self.actors = [CentralActor(self.exchange, worker, 0, timeout_s) for worker in range(3)]
+        self.teller = Teller(setup, self.exchange, self.board, np.zeros(3, np.int64), self.policy)
+        self.actors = [self.exchange.actor(worker, 0, timeout_s) for worker in range(3)]
         self.board.publish(np.zeros(1, np.float32), 0)
 
 
@@ -301,7 +300,7 @@ def test_a_question_survives_the_inference_process_and_its_state_is_stepped_once
 def test_a_workers_successor_does_not_take_an_answer_to_its_predecessor_for_its_own():
     bureau = Bureau()
     bureau.actors[0].ask(asked(1))
-    successor = CentralActor(bureau.exchange, 0, 0, 60.0)
+    successor = bureau.exchange.actor(0, 0, 60.0)
     bureau.teller.turn()
     successor.ask(asked(2))
     bureau.teller.turn()

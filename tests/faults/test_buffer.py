@@ -53,7 +53,7 @@ def test_twenty_workers_killed_in_the_middle_of_a_rollout_lose_no_place(run_dir)
             # Only those that have a place to lose: told to collect, and without an answer so far.
             for worker in run.source.pool._workers:
                 if worker.state == "up" and worker.places and killed < 20:
-                    os.kill(worker.process.pid, signal.SIGKILL)
+                    os.kill(worker.link.process.pid, signal.SIGKILL)
                     killed += 1
             while run.source.pool.setup.policy.restarts < killed:
                 run.source._poll(0.1)

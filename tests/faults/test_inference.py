@@ -87,7 +87,7 @@ def test_a_worker_that_dies_while_it_waits_holds_up_nobody(run_dir):
         first, second, inference = pool.pids()
         os.kill(inference, signal.SIGSTOP)
         run.source._grant(0)
-        while not (pool._exchange.is_waiting(0) and pool._exchange.is_waiting(1)):
+        while not (pool.host._exchange.is_waiting(0) and pool.host._exchange.is_waiting(1)):
             pool.poll(0.01)
         os.kill(first, signal.SIGKILL)
         while pool.setup.policy.restarts == 0:
@@ -103,7 +103,7 @@ def test_a_worker_that_dies_while_it_waits_holds_up_nobody(run_dir):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /dev/shm")
 def test_no_semaphore_is_left_behind(run_dir):
     with opened(Clock, run_dir, **CENTRAL) as run:
-        exchange = run.source.pool._exchange
+        exchange = run.source.pool.host._exchange
         files = [Path(f"/dev/shm/sem.{wake._semlock.name[1:]}") for wake in (exchange.questions, *exchange.answers)]
         assert all(file.exists() for file in files)
     assert not any(file.exists() for file in files)

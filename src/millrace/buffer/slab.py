@@ -16,7 +16,7 @@ class Slab:
     """`num_rollouts` rollouts of one layout in one block of memory."""
 
     def __init__(self, layout: RolloutLayout, num_rollouts: int, block: SharedBlock) -> None:
-        self.layout = layout
+        self.layout, self._block = layout, block
         self.rollouts: list[Rollout] = [
             layout.view(block.memory, index * layout.nbytes) for index in range(num_rollouts)
         ]
@@ -34,6 +34,11 @@ class Slab:
     def nbytes(layout: RolloutLayout, num_rollouts: int) -> int:
         return layout.nbytes * num_rollouts
 
+    def lay(self, index: int, memory: memoryview) -> None:
+        """Put a rollout that came from elsewhere, as it lies in memory, into a place."""
+        offset = index * self.layout.nbytes
+        self._block.memory[offset : offset + self.layout.nbytes] = memory
+
     @property
     def num_free(self) -> int:
         return len(self._free)
@@ -48,4 +53,22 @@ class Slab:
         if POISON:
             for _, array in self.rollouts[index].fields():
                 array[...] = np.nan if array.dtype.kind == "f" else 1
+        self._free.append(index)
+
+
+class LooseSlab(Slab):
+    """Places for rollouts that come with memory of their own, which is let go when their place is released."""
+
+    def __init__(self, layout: RolloutLayout, num_rollouts: int) -> None:
+        self.layout = layout
+        self._blank = layout.allocate()
+        self.rollouts = [self._blank] * num_rollouts
+        self._free = list(range(num_rollouts))
+
+    def lay(self, index: int, memory: memoryview) -> None:
+        self.rollouts[index] = self.layout.view(memory)
+
+    def release(self, index: int) -> None:
+        assert index not in self._free, f"rollout place {index} released twice"
+        self.rollouts[index] = self._blank
         self._free.append(index)

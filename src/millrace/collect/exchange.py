@@ -8,10 +8,9 @@ nothing: recurrent state travels with the question, and a question outlives the 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Semaphore
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,6 +65,12 @@ class ExchangeLayout:
         }
 
     @property
+    def question_nbytes(self) -> int:
+        """Of a desk's memory, the part before what is answered."""
+        asked = {name: array for name, array in self.desk.items() if name.startswith("observation/") or name == "state"}
+        return nbytes_of(asked)
+
+    @property
     def nbytes(self) -> int:
         return nbytes_of(self.words) + self.num_desks * nbytes_of(self.desk)
 
@@ -86,6 +91,16 @@ class Desk:
     next_state: Array | None = None  # after it
 
 
+class Bell(Protocol):
+    """What wakes whoever sleeps: a semaphore, or the end of a connection."""
+
+    def release(self) -> None:
+        """Ring."""
+
+    def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool:
+        """Whether it rang, now or within so many seconds; once for nothing does no harm."""
+
+
 class Exchange:
     """All desks; picklable only while a process is being spawned.
 
@@ -96,9 +111,7 @@ class Exchange:
         words: [desks, 8] int64 of all desks, those of a worker beside each other.
     """
 
-    def __init__(
-        self, layout: ExchangeLayout, block: SharedBlock, questions: Semaphore, answers: tuple[Semaphore, ...]
-    ) -> None:
+    def __init__(self, layout: ExchangeLayout, block: SharedBlock, questions: Bell, answers: Sequence[Bell]) -> None:
         self.layout, self._block = layout, block
         self.questions, self.answers = questions, answers
         views = views_of(layout.words, block.memory)
@@ -116,10 +129,20 @@ class Exchange:
     def desk(self, index: int) -> Desk:
         """Views of one desk; worker w has those from w * num_lanes on."""
         layout = self.layout
-        offset = nbytes_of(layout.words) + index * nbytes_of(layout.desk)
-        views = views_of(layout.desk, self._block.memory, offset)
+        views = views_of(layout.desk, self.memory_of(index))
         observation = {key: views.pop(f"observation/{key}") for key in layout.spec.observation}
         return Desk(self.words[index], observation, **views)
+
+    def memory_of(self, index: int) -> memoryview:
+        """Bytes of one desk but its words."""
+        nbytes = nbytes_of(self.layout.desk)
+        offset = nbytes_of(self.layout.words) + index * nbytes
+        return memoryview(self._block.memory)[offset : offset + nbytes]
+
+    def actor(self, worker: int, lane: int, timeout_s: float) -> CentralActor:
+        """The policy as one lane of a worker sees it."""
+        desk = self.desk(worker * self.layout.num_lanes + lane)
+        return CentralActor(desk, self.questions, self.answers[worker], timeout_s)
 
     def is_waiting(self, worker: int) -> bool:
         """Whether a worker has a question that is not answered."""
@@ -137,12 +160,14 @@ class CentralActor:
     """The policy as one lane of a worker sees it: see `millrace.collect.collector.Remote`.
 
     Args:
+        desk: where it asks.
+        questions: rung when something was asked.
+        answers: rings when something was answered.
         timeout_s: how long an answer may take, a restart of the inference process included.
     """
 
-    def __init__(self, exchange: Exchange, worker: int, lane: int, timeout_s: float) -> None:
-        self._desk = exchange.desk(worker * exchange.layout.num_lanes + lane)
-        self._questions, self._answers = exchange.questions, exchange.answers[worker]
+    def __init__(self, desk: Desk, questions: Bell, answers: Bell, timeout_s: float) -> None:
+        self._desk, self._questions, self._answers = desk, questions, answers
         self._timeout_s = timeout_s
         # A worker that died may have left a question here: tickets go on from there.
         self._ticket = int(self._desk.words[ASKED])

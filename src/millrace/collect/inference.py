@@ -11,8 +11,8 @@ import cloudpickle
 import numpy as np
 
 from millrace import system
-from millrace.collect.exchange import ANSWERED, ASKED, DIGEST, ROWS, VERSION, WAKE_INTERVAL_S, Desk
-from millrace.collect.setup import InferenceSetup, progress_words
+from millrace.collect.exchange import ANSWERED, ASKED, DIGEST, ROWS, VERSION, WAKE_INTERVAL_S, Desk, Exchange
+from millrace.collect.setup import Blocks, InferenceSetup, progress_words
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.worker import exit_with_parent, report
 from millrace.collect.workplace import NOTHING
@@ -20,7 +20,9 @@ from millrace.nets.actor import Actor
 from millrace.types import Array
 
 
-def inference_main(setup: InferenceSetup, maker: bytes, connection: Connection) -> None:
+def inference_main(
+    setup: InferenceSetup, blocks: Blocks, exchange: Exchange, maker: bytes, connection: Connection
+) -> None:
     """Entry point of the process, which is killed when it is not needed any more: it keeps nothing.
 
     Messages to the parent: ("ready", ""), and ("failed", ...) as a worker says it.
@@ -32,7 +34,9 @@ def inference_main(setup: InferenceSetup, maker: bytes, connection: Connection) 
     exit_with_parent(os.getppid())
     system.lower_priority(setup.nice)
     try:
-        teller = Teller(setup, cloudpickle.loads(maker).make(setup.device, setup.threads))
+        actor = cloudpickle.loads(maker).make(setup.device, setup.threads)
+        board = WeightsBoard(blocks.weights.memory, setup.weights_size, setup.num_versions)
+        teller = Teller(setup, exchange, board, progress_words(blocks.progress, setup.num_seats)[:, 1], actor)
         connection.send(("ready", ""))
         while True:
             teller.turn()
@@ -41,13 +45,18 @@ def inference_main(setup: InferenceSetup, maker: bytes, connection: Connection) 
 
 
 class Teller:
-    """Gathers questions, answers them in one batch."""
+    """Gathers questions, answers them in one batch.
 
-    def __init__(self, setup: InferenceSetup, actor: Actor) -> None:
-        self._setup, self._actor, self._exchange = setup, actor, setup.exchange
-        self._desks = [self._exchange.desk(index) for index in range(self._exchange.layout.num_desks)]
-        self._board = WeightsBoard(setup.weights.memory, setup.weights_size, setup.num_versions)
-        self._busy = progress_words(setup.progress, self._exchange.layout.num_workers)[:, 1]
+    Args:
+        busy: [workers] int64, 1 for those that collect.
+    """
+
+    def __init__(
+        self, setup: InferenceSetup, exchange: Exchange, board: WeightsBoard, busy: Array, actor: Actor
+    ) -> None:
+        self._setup, self._actor, self._exchange = setup, actor, exchange
+        self._desks = [exchange.desk(index) for index in range(exchange.layout.num_desks)]
+        self._board, self._busy = board, busy
         self._weights, self._held = np.empty(setup.weights_size, np.float32), NOTHING
         self._first = 0  # whose turn it is where not all fit into a batch
 

@@ -9,7 +9,8 @@ from millrace.buffer.slab import Slab
 from millrace.collect.collector import Collected
 from millrace.collect.options import OptionsBoard
 from millrace.collect.setup import PoolSetup
-from millrace.collect.weights import WeightsBoard
+from millrace.collect.weights import Held
+from millrace.types import Array
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,17 @@ class Outcome:
     collected: Collected | None
 
 
+class Board(Protocol):
+    """Where the learner's weights are laid out for collectors."""
+
+    @property
+    def version(self) -> int:
+        """Updates made when the newest weights were published."""
+
+    def publish(self, weights: Array, version: int) -> Held:
+        """Make these the newest weights."""
+
+
 class CollectorPool(Protocol):
     """Runs the collectors of all workers.
 
@@ -30,7 +42,7 @@ class CollectorPool(Protocol):
 
     setup: PoolSetup
     slab: Slab
-    board: WeightsBoard
+    board: Board
     options: OptionsBoard
     active: int
 

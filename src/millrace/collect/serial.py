@@ -10,8 +10,8 @@ from typing import Any
 
 from millrace.buffer.slab import Slab
 from millrace.collect.options import OptionsBoard
-from millrace.collect.pool import Outcome
-from millrace.collect.setup import PoolSetup, episodes_under_way, progress_words
+from millrace.collect.pool import Board, Outcome
+from millrace.collect.setup import Blocks, PoolSetup, episodes_under_way, progress_words
 from millrace.collect.supervision import REFUSED, Fault
 from millrace.collect.weights import WeightsBoard
 from millrace.collect.workplace import Workplace, with_generation
@@ -23,9 +23,9 @@ class SerialPool:
 
     def __init__(self, setup: PoolSetup) -> None:
         self.setup = setup
-        self._blocks = setup.blocks()
+        self._blocks = Blocks.allocate(setup.for_worker(0, 0))
         self.slab = Slab(setup.layout, setup.num_rollouts, self._blocks.rollouts)
-        self.board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, setup.num_versions)
+        self.board: Board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, setup.num_versions)
         self._progress = progress_words(self._blocks.progress, setup.config.workers)
         self._workplaces: list[Workplace | None] = [None] * setup.config.workers
         self._generations = [0] * setup.config.workers
@@ -40,8 +40,8 @@ class SerialPool:
 
     def _build(self, worker: int) -> None:
         setup = self.setup
-        part = setup.for_worker(worker, self._generations[worker], self._blocks)
-        self._workplaces[worker] = Workplace(part, setup.env_maker, setup.actor_maker)
+        part = setup.for_worker(worker, self._generations[worker])
+        self._workplaces[worker] = Workplace(part, self._blocks, setup.env_maker, setup.actor_maker)
 
     def grant(self, worker: int, place: int, version: int | None = None) -> None:
         self._grants.append((worker, place, self.options.grant(worker), version))

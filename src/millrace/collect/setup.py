@@ -11,7 +11,7 @@ import numpy as np
 
 from millrace.buffer.slab import Slab
 from millrace.collect.action_log import ActionLog
-from millrace.collect.exchange import Exchange, ExchangeLayout
+from millrace.collect.exchange import ExchangeLayout
 from millrace.collect.supervision import MAX_BACKOFF_S, Fault, RestartPolicy
 from millrace.collect.weights import WeightsBoard
 from millrace.config import CollectConfig
@@ -45,6 +45,8 @@ class PoolSetup:
 
     Attributes:
         device: of central inference.
+        keeps_rollouts: whether rollouts are drawn again and again, and not used once.
+        faults, notes: what happened, until somebody has told about it.
     """
 
     env_maker: EnvMaker
@@ -56,8 +58,10 @@ class PoolSetup:
     weights_size: int
     num_versions: int = 2
     device: str = "cpu"
+    keeps_rollouts: bool = False
     policy: RestartPolicy = field(init=False)
     faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.policy = RestartPolicy(self.config)
@@ -83,29 +87,17 @@ class PoolSetup:
             for lane, (first, last) in enumerate(itertools.pairwise(bounds))
         )
 
-    def blocks(self) -> Blocks:
-        workers = self.config.workers
-        log_bytes = sum(ActionLog.nbytes(lane.layout, self.config.action_log_steps) for lane in self.lanes(0, 0))
-        return Blocks(
-            rollouts=SharedBlock(Slab.nbytes(self.layout, self.num_rollouts)),
-            weights=SharedBlock(WeightsBoard.nbytes(self.weights_size, self.num_versions)),
-            progress=SharedBlock(workers * PROGRESS_WORDS * 8),
-            logs=SharedBlock(workers * log_bytes),
-        )
-
-    def open_exchange(self, context: Any) -> Exchange:
-        """Where workers ask the inference process."""
+    @property
+    def exchange_layout(self) -> ExchangeLayout:
+        """Of what workers ask whoever acts for all."""
         largest = max(lane.layout.num_slots for lane in self.lanes(0, 0))
-        layout = ExchangeLayout(self.layout.spec, self.layout.state_size, largest, self.config.workers, self.num_lanes)
-        return Exchange.open(layout, context)
+        return ExchangeLayout(self.layout.spec, self.layout.state_size, largest, self.config.workers, self.num_lanes)
 
-    def for_inference(self, blocks: Blocks, exchange: Exchange) -> InferenceSetup:
-        """The part that the inference process needs."""
+    def for_inference(self) -> InferenceSetup:
+        """The part that whoever acts for all needs."""
         config = self.config
         return InferenceSetup(
-            exchange=exchange,
-            weights=blocks.weights,
-            progress=blocks.progress,
+            num_seats=config.workers,
             weights_size=self.weights_size,
             num_versions=self.num_versions,
             max_batch_slots=config.max_batch_slots,
@@ -119,15 +111,16 @@ class PoolSetup:
         """The seed of one worker's environments and random stream."""
         return episode_seed(self.seed, worker, generation * GENERATION_STRIDE)
 
-    def for_worker(self, worker: int, generation: int, blocks: Blocks, exchange: Exchange | None = None) -> WorkerSetup:
+    def for_worker(self, worker: int, generation: int) -> WorkerSetup:
         """The part that one worker needs."""
         config = self.config
         return WorkerSetup(
             worker=worker,
+            seat=worker,
+            num_seats=config.workers,
             lanes=self.lanes(worker, generation),
             layout=self.layout,
             num_rollouts=self.num_rollouts,
-            num_workers=config.workers,
             weights_size=self.weights_size,
             num_versions=self.num_versions,
             action_log_steps=config.action_log_steps,
@@ -135,8 +128,6 @@ class PoolSetup:
             temperature=config.temperature_of(worker),
             # Time for the inference process to be found dead or hung, to be restarted, and to answer.
             answer_timeout_s=2 * config.step_timeout_s + MAX_BACKOFF_S + config.start_timeout_s,
-            blocks=blocks,
-            exchange=exchange,
         )
 
 
@@ -153,37 +144,54 @@ class Blocks:
     progress: SharedBlock
     logs: SharedBlock
 
+    @classmethod
+    def allocate(cls, setup: WorkerSetup) -> Blocks:
+        """For all workers that are seated like this one."""
+        log_bytes = sum(ActionLog.nbytes(lane.layout, setup.action_log_steps) for lane in setup.lanes)
+        return cls(
+            rollouts=SharedBlock(Slab.nbytes(setup.layout, setup.num_rollouts)),
+            weights=SharedBlock(WeightsBoard.nbytes(setup.weights_size, setup.num_versions)),
+            progress=SharedBlock(setup.num_seats * PROGRESS_WORDS * 8),
+            logs=SharedBlock(setup.num_seats * log_bytes),
+        )
+
     def close(self) -> None:
         for block in vars(self).values():
             block.close()
 
 
-@dataclass
+@dataclass(frozen=True)
 class WorkerSetup:
-    """What one worker needs to build its collectors; picklable while spawning."""
+    """What one worker needs to build its collectors.
+
+    Attributes:
+        seat: its place among the `num_seats` workers that share its blocks.
+    """
 
     worker: int
+    seat: int
+    num_seats: int
     lanes: tuple[Lane, ...]
     layout: RolloutLayout
     num_rollouts: int
-    num_workers: int
     weights_size: int
     num_versions: int
     action_log_steps: int
     nice: int
     temperature: float
     answer_timeout_s: float
-    blocks: Blocks
-    exchange: Exchange | None
+
+    @property
+    def alone(self) -> WorkerSetup:
+        """The same for a worker that shares memory with nobody, and needs room for one rollout."""
+        return dataclasses.replace(self, seat=0, num_seats=1, num_rollouts=1, num_versions=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class InferenceSetup:
-    """What the inference process needs; picklable while spawning."""
+    """What whoever acts for all needs."""
 
-    exchange: Exchange
-    weights: SharedBlock
-    progress: SharedBlock
+    num_seats: int
     weights_size: int
     num_versions: int
     max_batch_slots: int
@@ -198,17 +206,17 @@ def columns_of(rollout: Rollout, lane: Lane) -> Rollout:
     return rollout if lane.layout.num_slots == rollout.num_slots else rollout.columns(lane.first, lane.last)
 
 
-def progress_words(block: SharedBlock, num_workers: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """[workers, words] view."""
-    return np.ndarray((num_workers, PROGRESS_WORDS), np.int64, buffer=block.memory)
+def progress_words(block: SharedBlock, num_seats: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[seats, words] view."""
+    return np.ndarray((num_seats, PROGRESS_WORDS), np.int64, buffer=block.memory)
 
 
-def action_logs(block: SharedBlock, lanes: tuple[Lane, ...], steps: int, worker: int) -> list[ActionLog]:
+def action_logs(block: SharedBlock, lanes: tuple[Lane, ...], steps: int, seat: int) -> list[ActionLog]:
     """One worker's logs, one for each lane; none where they are switched off."""
     if not steps:
         return []
     sizes = [ActionLog.nbytes(lane.layout, steps) for lane in lanes]
-    offset, logs = worker * sum(sizes), []
+    offset, logs = seat * sum(sizes), []
     for lane, nbytes in zip(lanes, sizes, strict=True):
         logs.append(ActionLog(block.memory[offset : offset + nbytes], lane.layout, steps))
         offset += nbytes
@@ -216,7 +224,7 @@ def action_logs(block: SharedBlock, lanes: tuple[Lane, ...], steps: int, worker:
 
 
 def episodes_under_way(
-    block: SharedBlock, lanes: tuple[Lane, ...], steps: int, worker: int, progress: Array, rollout: Rollout
+    block: SharedBlock, lanes: tuple[Lane, ...], steps: int, seat: int, progress: Array, rollout: Rollout
 ) -> list[dict[str, Any]]:
     """Seed and actions of every slot's episode as a worker left them, from what outlives it.
 
@@ -226,7 +234,7 @@ def episodes_under_way(
     """
     slots: list[dict[str, Any]] = []
     busy, _, before = (int(word) for word in progress[1:4])
-    for lane, log, word in zip(lanes, action_logs(block, lanes, steps, worker), LANE_STEPS, strict=False):
+    for lane, log, word in zip(lanes, action_logs(block, lanes, steps, seat), LANE_STEPS, strict=False):
         # The step under way counts: its action is written before the environment sees it.
         taken = int(progress[word]) - before
         found = log.slots(columns_of(rollout, lane) if busy else None, taken, lane.stream_seed)

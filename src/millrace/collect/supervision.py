@@ -14,6 +14,7 @@ from millrace.errors import WorkerError
 
 MAX_BACKOFF_S = 30.0
 REFUSED = "refused"
+NODE_LOST = "lost its node"  # no fault of its own, and all that were there share it
 INFERENCE = -1  # in a worker's place: the process that acts for all of them
 
 
@@ -23,7 +24,7 @@ class Fault:
 
     Attributes:
         worker: its index, or `INFERENCE`.
-        kind: raised, died, hung, failed to start, or refused: the environment broke its contract.
+        kind: raised, died, hung, failed to start, lost its node, or refused: the environment broke its contract.
         message: one sentence.
         traceback: the worker's own, where it had one.
         stream_seed: the worker's seed; with the slots' seeds and actions it reproduces the fault.
@@ -65,6 +66,8 @@ class RestartPolicy:
         if fault.kind == REFUSED:
             raise WorkerError(fault.message)
         self.restarts += 1
+        if fault.kind == NODE_LOST:
+            return self.config.restart_backoff_s
         self._recent.append((now_s, fault.worker))
         while self._recent and self._recent[0][0] < now_s - self.config.restart_window_s:
             self._recent.popleft()

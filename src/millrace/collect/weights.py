@@ -27,6 +27,11 @@ class Held(NamedTuple):
     digest: int
 
 
+def digest_of(weights: Array) -> int:
+    """CRC-32 of a vector."""
+    return zlib.crc32(weights.tobytes())
+
+
 class WeightsBoard:
     """The last `num_vectors` versions, written in turn, each with a digest: a reader never takes half an update.
 
@@ -57,7 +62,7 @@ class WeightsBoard:
         """Make these the newest weights."""
         count = int(self._header[0])
         index = count % len(self._vectors)
-        held = Held(version, zlib.crc32(weights.tobytes()))
+        held = Held(version, digest_of(weights))
         self._header[1] = count + 1
         self._vectors[index] = weights
         self._held[index] = held
@@ -76,7 +81,7 @@ class WeightsBoard:
             held = Held(*(int(word) for word in self._held[index]))
             out[:] = self._vectors[index]
             # The digest also guards processors that reorder writes.
-            if zlib.crc32(out.tobytes()) == held.digest and version in (None, held.version):
+            if digest_of(out) == held.digest and version in (None, held.version):
                 return held
         raise WorkerError(
             "the policy weights in shared memory cannot be read whole; restart the run from its checkpoint"

@@ -19,14 +19,17 @@ from typing import Any
 import cloudpickle
 
 from millrace import system
-from millrace.collect.setup import Lane, WorkerSetup
+from millrace.collect.exchange import Exchange
+from millrace.collect.setup import Blocks, Lane, WorkerSetup
 from millrace.collect.workplace import Workplace
 from millrace.errors import EnvError
 
 ORPHAN_CHECK_S = 2.0
 
 
-def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> None:
+def worker_main(
+    setup: WorkerSetup, blocks: Blocks, exchange: Exchange | None, makers: bytes, connection: Connection
+) -> None:
     """Entry point of the process.
 
     Args:
@@ -37,7 +40,8 @@ def worker_main(setup: WorkerSetup, makers: bytes, connection: Connection) -> No
     exit_with_parent(os.getppid())
     system.lower_priority(setup.nice)
     try:
-        workplace = Workplace(setup, *cloudpickle.loads(makers))
+        env_maker, actor_maker = cloudpickle.loads(makers)
+        workplace = Workplace(setup, blocks, env_maker, actor_maker, exchange)
         connection.send(("ready", workplace.exactness))
         _serve(workplace, connection)
         workplace.close()
@@ -61,12 +65,12 @@ def _serve(workplace: Workplace, connection: Connection) -> None:
             case ("save",):
                 connection.send(("state", workplace.save_state()))
             case ("load", state, lanes, spare_lanes):
-                connection.send(("loaded", _load(workplace, state, lanes, spare_lanes)))
+                connection.send(("loaded", load(workplace, state, lanes, spare_lanes)))
             case _:
                 return
 
 
-def _load(workplace: Workplace, state: dict[str, Any], lanes: tuple[Lane, ...], spare: tuple[Lane, ...]) -> str:
+def load(workplace: Workplace, state: dict[str, Any], lanes: tuple[Lane, ...], spare: tuple[Lane, ...]) -> str:
     """What was wrong with the state, if anything; new episodes then begin, from the spare lanes' seeds."""
     try:
         workplace.load_state(state, lanes)

@@ -8,9 +8,10 @@ import numpy as np
 
 from millrace.buffer.slab import Slab
 from millrace.collect.collector import Collected, Collector, collect_in_turn
-from millrace.collect.exchange import CentralActor
-from millrace.collect.setup import LANE_STEPS, Lane, WorkerSetup, action_logs, columns_of, progress_words
+from millrace.collect.exchange import Exchange
+from millrace.collect.setup import LANE_STEPS, Blocks, Lane, WorkerSetup, action_logs, columns_of, progress_words
 from millrace.collect.weights import Held, WeightsBoard
+from millrace.collect.wire import WireExchange
 from millrace.envs.make import EnvMaker
 from millrace.errors import EnvError
 from millrace.nets.actor import Actor, ActorMaker, Forward
@@ -21,10 +22,10 @@ NOTHING = Held(-1, 0)
 class PolicyCopy:
     """A policy of one's own, which takes its weights from the board."""
 
-    def __init__(self, setup: WorkerSetup, actor: Actor) -> None:
+    def __init__(self, setup: WorkerSetup, blocks: Blocks, actor: Actor) -> None:
         self.actor = actor
         self.held = NOTHING
-        self._board = WeightsBoard(setup.blocks.weights.memory, setup.weights_size, setup.num_versions)
+        self._board = WeightsBoard(blocks.weights.memory, setup.weights_size, setup.num_versions)
         self._weights = np.empty(setup.weights_size, np.float32)
 
     def take(self, version: int | None) -> Held:
@@ -39,19 +40,27 @@ class Workplace:
     """Collectors with the shared memory that they write to: the whole of a worker but its messages.
 
     Args:
-        actor_maker: of the worker's own copy of the policy; None where inference is central.
+        exchange: where inference is central: whoever acts is asked there.
+        actor_maker: of the worker's own copy of the policy otherwise.
     """
 
-    def __init__(self, setup: WorkerSetup, env_maker: EnvMaker, actor_maker: ActorMaker | None) -> None:
-        self._setup, self._env_maker = setup, env_maker
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        blocks: Blocks,
+        env_maker: EnvMaker,
+        actor_maker: ActorMaker | None,
+        exchange: Exchange | WireExchange | None = None,
+    ) -> None:
+        self._setup, self._env_maker, self._exchange = setup, env_maker, exchange
         self._options: dict[str, Any] = {}  # given to the environments so far
-        self._policy = None if actor_maker is None else PolicyCopy(setup, actor_maker.make())
+        self._policy = None if actor_maker is None else PolicyCopy(setup, blocks, actor_maker.make())
         self._collectors = self._make_collectors(setup.lanes)
-        slab = Slab(setup.layout, setup.num_rollouts, setup.blocks.rollouts)
+        slab = Slab(setup.layout, setup.num_rollouts, blocks.rollouts)
         # Kept, since collectors know rollouts by identity.
         self._rollouts = [[columns_of(rollout, lane) for lane in setup.lanes] for rollout in slab.rollouts]
-        self.progress = progress_words(setup.blocks.progress, setup.num_workers)[setup.worker]
-        self._logs = action_logs(setup.blocks.logs, setup.lanes, setup.action_log_steps, setup.worker)
+        self.progress = progress_words(blocks.progress, setup.num_seats)[setup.seat]
+        self._logs = action_logs(blocks.logs, setup.lanes, setup.action_log_steps, setup.seat)
         self._logs_begun = False
 
     def _make_collectors(self, lanes: tuple[Lane, ...]) -> list[Collector]:
@@ -69,11 +78,10 @@ class Workplace:
         return Collector(env, self._actor(index), lane.layout, rng, temperature=setup.temperature)
 
     def _actor(self, lane: int) -> Forward:
-        setup = self._setup
         if self._policy is not None:
             return self._policy.actor
-        assert setup.exchange is not None
-        return CentralActor(setup.exchange, setup.worker, lane, setup.answer_timeout_s)
+        assert self._exchange is not None
+        return self._exchange.actor(self._setup.worker, lane, self._setup.answer_timeout_s)
 
     @property
     def exactness(self) -> str:
