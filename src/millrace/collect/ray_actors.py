@@ -7,7 +7,9 @@ arguments, what they have comes back as results.
 from __future__ import annotations
 
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -42,24 +44,36 @@ class WorkerActor:
         self._workplace: Workplace | None = None
         self._exchange: WireExchange | None = None
         self._blocks: Blocks | None = None
+        self._address: Address | None = None
         self._idle_since = time.perf_counter()
 
     def place(self) -> int:
         """Where it is: the process id."""
         return os.getpid()
 
-    def build(self, setup: WorkerSetup, makers: bytes, layout: ExchangeLayout | None, address: Address | None) -> str:
+    def build(
+        self,
+        setup: WorkerSetup,
+        makers: bytes,
+        path: list[str],
+        layout: ExchangeLayout | None,
+        address: Address | None,
+    ) -> str:
         """Make everything; how exactly the environment can be saved.
 
         Args:
+            path: where the driver finds modules; what of it is there on this node is looked through too.
             layout: of questions, where somebody acts for all.
         """
+        look_through(path)
         self._blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
         system.lower_priority(setup.nice)
         self._setup = setup.alone
         self._blocks = Blocks.allocate(self._setup)
         self._board = WeightsBoard(self._blocks.weights.memory, setup.weights_size, 1)
-        self._exchange = None if layout is None else WireExchange(layout, setup.worker, address)
+        if layout is not None:
+            self._exchange = WireExchange(layout, setup.worker)
+            self._exchange.address = self._address or address  # `connect` may have come before
         self._progress = progress_words(self._blocks.progress, 1)[0]
         env_maker, actor_maker = cloudpickle.loads(makers)
         self._workplace = Workplace(self._setup, self._blocks, env_maker, actor_maker, self._exchange)
@@ -111,6 +125,7 @@ class WorkerActor:
 
     def connect(self, address: Address) -> None:
         """Somebody else acts for all from now on."""
+        self._address = address
         if self._exchange is not None:
             self._exchange.address = address
 
@@ -130,6 +145,7 @@ class InferenceActor:
         self,
         setup: InferenceSetup,
         maker: bytes,
+        path: list[str],
         layout: ExchangeLayout,
         token: bytes,
         port: int,
@@ -139,6 +155,7 @@ class InferenceActor:
         """Make everything and listen; where."""
         from ray.util import get_node_ip_address
 
+        look_through(path)
         system.lower_priority(setup.nice)
         actor = cloudpickle.loads(maker).make(setup.device, setup.threads)
         self._board = WeightsBoard(SharedBlock(WeightsBoard.nbytes(setup.weights_size)).memory, setup.weights_size)
@@ -160,3 +177,8 @@ class InferenceActor:
     def look(self) -> tuple[int, bool]:
         """Turns so far."""
         return int(self._switchboard.exchange.heartbeat[0]), False
+
+
+def look_through(path: list[str]) -> None:
+    """Find modules where the driver does, after all other places."""
+    sys.path += [entry for entry in path if entry not in sys.path and Path(entry).exists()]

@@ -6,10 +6,13 @@ import collections
 import contextlib
 import dataclasses
 import math
+import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from millrace.buffer.slab import LooseSlab, Slab
@@ -34,6 +37,7 @@ LOOKS_PER_TIMEOUT = 4
 LONGEST_LOOK_S = 5.0
 NEARLY_ALL_OF_THE_STORE = 0.8
 NO_SIGN = Life(-1)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SIDE = "side"  # a thread of the actor for what is asked while it collects
 
 
@@ -78,6 +82,9 @@ class RayBoard:
     def ref(self, version: int) -> Any:
         return self._refs[version]
 
+    def clear(self) -> None:
+        self._refs.clear()
+
 
 class RayHost:
     """Calls are sent ahead, several to an actor, and their results taken in as they come."""
@@ -93,6 +100,7 @@ class RayHost:
         self.slab = self._make_slab()
         self._calls: dict[Any, tuple[Link, str, int]] = {}  # by reference: whose, what, and the place it is for
         self._links: list[Link] = []
+        self._path = [entry or str(Path.cwd()) for entry in sys.path]
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._address: Address | None = None
         timeout_s = setup.config.step_timeout_s
@@ -139,7 +147,7 @@ class RayHost:
         else:
             layout = self._setup.exchange_layout if self._is_central else None
             part = self._setup.for_worker(worker.index, worker.generation)
-            self._call(link, "built", actor.build.remote(part, self._makers, layout, self._address))
+            self._call(link, "built", actor.build.remote(part, self._makers, self._path, layout, self._address))
         return math.inf
 
     def _new_worker(self) -> Any:
@@ -174,6 +182,7 @@ class RayHost:
         call = link.actor.open.remote(
             dataclasses.replace(part, device=device),
             self._actor_maker,
+            self._path,
             layout,
             self._token,
             self._config.inference_port,
@@ -259,7 +268,8 @@ class RayHost:
             value = ray.get(ref)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return "failed", f"{type(cause).__name__}: {cause}", str(error), isinstance(cause, EnvError)
+            traceback = COLOURS.sub("", str(error))
+            return "failed", f"{type(cause).__name__}: {cause}", traceback, isinstance(cause, EnvError)
         except RayError as error:
             return _death(error)
         return self._understood(link, what, place, value)
@@ -361,19 +371,22 @@ class RayHost:
 
     def close(self) -> None:
         self._calls.clear()
+        self._board.clear()
+        self._makers = self._actor_maker = None
 
 
 def _death(error: Exception) -> Message:
     """An actor's end, or a result that is lost with the node it lay on."""
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError
 
     text = " ".join(str(error).split())
-    is_node = "node" in text.lower() and ("died" in text or "dead" in text or "drain" in text)
-    kind = NODE_LOST if is_node else "died"
-    reason = (
-        "its node left the cluster" if is_node else "the actor ended" if isinstance(error, ActorDiedError) else text
-    )
-    return "died", reason, kind
+    if isinstance(error, OutOfMemoryError) or "memory pressure" in text:
+        return "died", "Ray killed it because its node was running out of memory", "died"
+    if isinstance(error, NodeDiedError | ObjectLostError) or "because its node has died" in text:
+        return "died", "its node left the cluster", NODE_LOST
+    if isinstance(error, ActorDiedError):
+        return "died", "the actor's process ended: it was killed, ran out of memory, or crashed", "died"
+    return "died", text, "died"
 
 
 def _amount(name: str, amount: float) -> str:

@@ -48,8 +48,8 @@ class WireExchange:
         address: where questions go from the next attempt on; None until that is known.
     """
 
-    def __init__(self, layout: ExchangeLayout, worker: int, address: Address | None = None) -> None:
-        self.address = address
+    def __init__(self, layout: ExchangeLayout, worker: int) -> None:
+        self.address: Address | None = None
         self._lines: list[Line] = []
         one = ExchangeLayout(layout.spec, layout.state_size, layout.num_slots, 1, layout.num_lanes)
         self._desks = Exchange(one, SharedBlock(one.nbytes), _Silence(), ())
