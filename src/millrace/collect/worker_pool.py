@@ -21,6 +21,7 @@ from millrace.collect.workplace import with_generation
 from millrace.errors import WorkerError
 
 WATCH_INTERVAL_S = 0.25
+SETTLING_S = 5.0  # after somebody found a place others may follow
 START_ATTEMPTS = 3  # without any worker up, more of them only keep the user waiting
 
 Message = tuple[Any, ...]
@@ -37,6 +38,7 @@ class Worker:
         places: for rollouts that it was granted.
         deadline_s: by which it must be up; infinite while it waits for a machine to start on.
         link: what the host knows it by.
+        was_missed: whether it was told that this worker waits for a machine.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Worker:
     last_change_s: float = 0.0
     inbox: list[Any] = field(default_factory=list)
     link: Any = None
+    was_missed: bool = False
 
     @property
     def is_inference(self) -> bool:
@@ -147,6 +150,7 @@ class WorkerPool:
         self._helpers = [Worker(INFERENCE)] if setup.config.inference == "central" else []
         self._everyone = [*self._helpers, *self._workers]
         self._outcomes: list[Outcome] = []
+        self._placed_s = -math.inf  # when a worker found a place last
 
     def start(self) -> None:
         wanted, deadline_s = self._workers[: self.active], time.monotonic() + self.setup.config.start_timeout_s
@@ -158,26 +162,30 @@ class WorkerPool:
                 if needed and all(w.state == "down" and w.generation + 1 >= START_ATTEMPTS for w in needed):
                     self._give_up(needed)
         unplaced = [worker for worker in wanted if worker.is_unplaced]
+        for worker in unplaced:
+            worker.was_missed = True
         if unplaced:
             self.setup.notes.append(f"begins without {_names(unplaced)}: {self.host.why_unplaced(unplaced)}")
 
     def _has_started(self, deadline_s: float) -> bool:
-        """Everybody is there, or those are who can be."""
+        """Everybody is there, or those are who can be.
+
+        Raises:
+            WorkerError: nobody is whom it cannot do without, for want of a machine to start on.
+        """
         if any(worker.state == "starting" and not worker.is_unplaced for worker in self._everyone):
             return False
         unplaced = [worker for worker in self._everyone if worker.is_unplaced]
-        can_collect, is_late = self._can_collect(), time.monotonic() > deadline_s
         if not unplaced:
-            return can_collect
-        why = self.host.why_unplaced(unplaced)
-        if can_collect:
-            return bool(why) or is_late
-        if is_late:
+            return self._can_collect()
+        now_s = time.monotonic()
+        if self._can_collect():
+            has_settled = now_s > self._placed_s + SETTLING_S and self.host.why_unplaced(unplaced) != ""
+            return has_settled or now_s > deadline_s
+        if now_s > deadline_s:
             timeout_s = self.setup.config.start_timeout_s
-            raise WorkerError(
-                f"{_names(unplaced)} found no place within collect.start_timeout_s={timeout_s:g}: "
-                f"{why or 'the cluster started them nowhere'}"
-            )
+            why = self.host.why_unplaced(unplaced) or "the cluster started them nowhere"
+            raise WorkerError(f"{_names(unplaced)} found no place within collect.start_timeout_s={timeout_s:g}: {why}")
         return False
 
     def _can_collect(self) -> bool:
@@ -233,9 +241,13 @@ class WorkerPool:
     def _handle(self, worker: Worker, message: Message) -> None:
         match message:
             case ("placed",):
-                worker.deadline_s = time.monotonic() + self.setup.config.start_timeout_s
+                self._placed_s = time.monotonic()
+                worker.deadline_s = self._placed_s + self.setup.config.start_timeout_s
             case ("ready", _):
                 worker.state, worker.last_change_s = "up", time.monotonic()
+                if worker.was_missed:
+                    self.setup.notes.append(f"{worker.name} found a place")
+                    worker.was_missed = False
             case ("finished", place, collected):
                 worker.places.remove(place)
                 worker.last_change_s = time.monotonic()
