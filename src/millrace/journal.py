@@ -46,6 +46,7 @@ class Journal:
             "skipped_updates": run.updates_skipped,
             **vars(run.source.counts),
             "worker_lag": run.source.worker_lag,
+            "rollout_latency_s": run.source.rollout_latency_s,
             **run.source.buffer.figures(),
             **self.time_shares(run),
             **{f"option/{name}": value for name, value in run.source.pool.options.current.items()},

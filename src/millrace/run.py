@@ -166,6 +166,10 @@ class Run:
                 sinks.append(TensorBoardSink(path / "tensorboard"))
             except MissingExtraError as error:
                 self._notes.append(f"no TensorBoard files: {error}")
+        if self.ray is not None:
+            from millrace.metrics.ray_metrics import RayMetricsSink
+
+            sinks.append(RayMetricsSink(path.name))
         console = self._console
         if console == "json":
             sinks.append(StdoutJsonSink())
@@ -542,10 +546,10 @@ class Run:
         closers: list[Callable[[], None]] = []
         if hasattr(self, "source"):
             closers.append(self.source.close)
-        if self.ray is not None:
-            closers.append(self.ray.close)
         if hasattr(self, "sinks"):
             closers.append(self.sinks.close)
+        if self.ray is not None:
+            closers.append(self.ray.close)
         closers += [self.directory.lock.release] if hasattr(self, "directory") else []
         closers.append(self._blas_limit.restore_original_limits)
         for close in closers:

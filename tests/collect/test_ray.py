@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +35,9 @@ CENTRAL = {**RAY, "collect.inference": "central"}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One for all tests of this file, which runs use because they find it connected."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    often = {"metrics_report_interval_ms": 200}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init("local", num_cpus=4, _system_config=often, **quiet)
     yield
     ray.shutdown()
 
@@ -220,6 +225,26 @@ def test_rollouts_that_the_object_store_cannot_hold_are_refused(cluster, run_dir
         ConfigError, match=r"take 15 MiB and Ray's object store has 1 MiB; raise ray.object_store_memory"
     ):
         quick_train(Pixels, run_dir, backend="ray", rollout_steps=128, envs_per_worker=8)
+
+
+# Figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_stand_at_the_prometheus_endpoint_of_the_node(cluster, run_dir):
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with opened("CartPole-v1", run_dir, **RAY, **{"metrics.every_s": 0.001}) as run:
+        deadline_s, text = time.monotonic() + 60, ""
+        while "ray_millrace_episode_return" not in text:
+            assert time.monotonic() < deadline_s
+            batch = run.source.next_batch()
+            run.record(batch, run.learner.update(batch, run.env_steps))
+            run.publish()
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as page:
+                text = page.read().decode()
+    names = ["policy_loss", "steps_per_second", "rollout_latency_s", "policy_lag", "restarts", "worker_memory_mb"]
+    assert [name for name in names if f"ray_millrace_{name}{{" not in text] == []
+    assert f'run="{run_dir.name}"' in text
 
 
 # The way there ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from millrace.config import CollectConfig
 from millrace.types import Array, CollectorTimes
 
 POLL_S = 0.25
+LATENCIES_KEPT = 100
 RETURNS_KEPT = 20  # by worker, for the emphasis
 MOST_DEVIATIONS = 2.0
 VERSIONS_REMEMBERED = 1000
@@ -77,6 +78,7 @@ class Grant:
 
     Attributes:
         version: of the newest weights when it was granted.
+        granted_s: when that was (`time.perf_counter`).
         turn: the batch it is for, where every batch takes one of each worker.
     """
 
@@ -84,6 +86,7 @@ class Grant:
     place: int
     version: int
     turn: int
+    granted_s: float
 
 
 @dataclass
@@ -114,6 +117,7 @@ class RolloutSource:
         self._most_per_worker = 2 if self.is_replay else self.config.max_policy_lag + 1
         self._published = collections.OrderedDict[int, int]()  # digest by version
         self.held: dict[int, int] = {}  # by worker, the version that it acted with last
+        self._latencies_s = collections.deque[float](maxlen=LATENCIES_KEPT)
         self._returns = [collections.deque[float](maxlen=RETURNS_KEPT) for _ in range(self.config.workers)]
 
     @property
@@ -190,7 +194,7 @@ class RolloutSource:
             if worker is None:
                 return
             turn = self._num_granted // self.config.workers if self._is_in_turn else 0
-            grant = Grant(worker, self.pool.slab.acquire(), self.version, turn)
+            grant = Grant(worker, self.pool.slab.acquire(), self.version, turn, time.perf_counter())
             self._num_granted += 1
             self._granted.append(grant)
             self.pool.grant(worker, grant.place, grant.version if self.config.deterministic else None)
@@ -230,6 +234,7 @@ class RolloutSource:
     def _insert(self, grant: Grant, collected: Collected) -> None:
         self.counts.bad_values += collected.bad_values
         self.times.add(collected.times)
+        self._latencies_s.append(time.perf_counter() - grant.granted_s)
         self._acknowledge(grant, collected)
         self._returns[grant.worker].extend(episode.episode_return for episode in collected.episodes)
         self.buffer.insert(Item(grant.worker, collected.version, grant.place, collected.episodes, grant.turn))
@@ -246,6 +251,11 @@ class RolloutSource:
         """Updates by which the weights that some worker acted with last are behind the newest published ones."""
         held = [version for worker, version in self.held.items() if worker < self.pool.active]
         return self.version - min(held, default=self.version)
+
+    @property
+    def rollout_latency_s(self) -> float:
+        """From the grant of a rollout to its arrival, mean of the latest; nan before the first."""
+        return float(np.mean(self._latencies_s)) if self._latencies_s else float("nan")
 
     def _emphasis(self, batch: Batch) -> Array | None:
         """[N] what each column weighs by how its worker's latest episodes compare with everybody's."""

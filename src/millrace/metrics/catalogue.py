@@ -164,6 +164,7 @@ _ALL = (
         above="the worker does not take new weights: restart the run from its checkpoint",
     ),
     Metric("worker_lag", "updates", "by which the weights that some worker acted with last are behind"),
+    Metric("rollout_latency_s", "s", "from the grant of a rollout to its arrival, mean of the last 100"),
     Metric("replay_items", "items", "held by the replay buffer"),
     Metric("replay_overwritten", "items", "that made room for newer ones"),
     Metric("replay_unseen", "items", "of those, never drawn"),
