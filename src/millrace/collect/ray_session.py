@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -15,7 +16,9 @@ from millrace.config import Config, RayConfig
 from millrace.errors import ConfigError, MillraceError, MissingExtraError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+AUTH_VARIABLE = "RAY_AUTH_MODE"  # with an explicit address Ray shows its token only where this says so
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`, which carries code of its own
+NOT_CARRIED = ["/runs/", ".git/", ".venv/", "__pycache__/"]
 CONNECT_TIMEOUT_S = 90.0
 MEBIBYTE = 2**20
 
@@ -62,7 +65,11 @@ class RaySession:
     def _advice(self, problem: Exception) -> str:
         text = " ".join(str(problem).split())
         if self.address and isinstance(problem, ConnectionError):
-            return f"start one with `ray start --head`, give --ray.address HOST:6379, or leave it out ({text})"
+            wants_token = "" if AUTH_VARIABLE in os.environ else f"set {AUTH_VARIABLE}=token if it wants a token, "
+            return (
+                f"{wants_token}start one with `ray start --head`, give --ray.address HOST:6379, or leave it out for "
+                f"one of this machine ({text})"
+            )
         return text
 
     def _begin(self) -> None:
@@ -110,7 +117,7 @@ class RaySession:
         """What the nodes need besides Millrace, which is installed there."""
         env: dict[str, Any] = {"pip": list(self._config.pip)} if self._config.pip else {}
         if self._working_dir and JOB_VARIABLE not in os.environ:
-            env["working_dir"] = self._working_dir
+            env |= {"working_dir": self._working_dir, "excludes": NOT_CARRIED}
         return env
 
     def workers_that_fit(self) -> int:
@@ -151,10 +158,7 @@ def _directory_of(env_id: str) -> str:
     if not colon or module == "__main__":
         return ""
     top = module.partition(".")[0]
-    try:
-        found = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        found = None
+    found = importlib.machinery.PathFinder.find_spec(top, ["", *sys.path])  # where `--env module:function` looks too
     if found is None or found.origin is None:
         return ""
     directory = Path(found.origin).resolve().parent
