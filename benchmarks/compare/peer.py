@@ -89,6 +89,11 @@ class ScoreWatch:
         self._returns.append(episode_return)
         if self._reached_s is None and len(self._returns) == SCORE_EPISODES and self.mean >= SCORE:
             self._reached_s = child.since_launch_s()
+        return self.reached
+
+    @property
+    def reached(self) -> bool:
+        """Whether the score has been reached."""
         return self._reached_s is not None
 
     @property

@@ -26,8 +26,8 @@ class Work:
     cold_caches: bool = False
 
     def timeout_s(self, seconds: float) -> float:
-        """A run that takes longer has failed: start, first update and end come on top."""
-        return seconds + 90.0
+        """A run that takes longer has failed: start, which goes by the copies, first update and end come on top."""
+        return seconds + 90.0 + 4.0 * self.copies
 
     def arguments(self, seconds: float) -> tuple[str, ...]:
         """Of the peer's script, after work and variant."""
@@ -55,6 +55,7 @@ WORKS = (
     ),
     _slow_uneven(8),
     _slow_uneven(16),
+    _slow_uneven(64),
     Work("pong", "pong", (_RATE, _FIRST, _MEMORY), 30.0),
     Work("dict", "dict", (_RATE, _FIRST, _MEMORY), 20.0),
 )

@@ -207,6 +207,11 @@ def _refuse_contradictions(config: Config) -> None:
             "collect.max_policy_lag=1 or more, without collect.deterministic",
         ),
         (
+            collect.scaling == "machine" and collect.backend == "ray",
+            'collect.scaling="machine" goes by the cores of this machine, and Ray by those of the cluster; give '
+            "collect.workers, of which as many collect as find a place, or collect.workers_schedule",
+        ),
+        (
             bool(collect.exploration_tiers) and config.ppo.objective not in ("auto", "decoupled"),
             f"collect.exploration_tiers act otherwise than the policy that learns, which ppo.objective="
             f'"{config.ppo.objective}" does not correct for; use "decoupled"',

@@ -19,7 +19,7 @@ import millrace
 from helpers import differences, learned, libraries_of, log_of, opened, quick_train, rows_of
 from millrace.collect.ray_session import _directory_of
 from millrace.config import Config
-from millrace.errors import ConfigError, WorkerError
+from millrace.errors import ConfigError, MissingExtraError, WorkerError
 from toys import Clock, Faulty, Pixels, Recall, Uneven, tokens
 
 ray = pytest.importorskip("ray")
@@ -248,6 +248,29 @@ def test_figures_stand_at_the_prometheus_endpoint_of_the_node(cluster, run_dir):
 
 
 # The way there ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_ray_says_how_to_get_it(run_dir, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"collecting on a cluster needs Ray.*pip install 'millrace\[ray\]'"):
+        quick_train(Clock, run_dir, backend="ray")
+
+
+def test_a_number_of_workers_that_follows_this_machine_is_refused(cluster, run_dir):
+    settings = {"collect.scaling": "machine"}
+    with pytest.raises(ConfigError, match="goes by the cores of this machine, and Ray by those of the cluster"):
+        quick_train(Clock, run_dir, settings, backend="ray", max_policy_lag=1)
+
+
+def test_a_schedule_lets_actors_come_and_go(cluster, run_dir):
+    with opened(Clock, run_dir, **RAY, **{"collect.workers": 3, "collect.max_policy_lag": 1}) as run:
+        pool = run.source.pool
+        for active in (1, 3, 2):
+            pool.active, deadline_s = active, time.monotonic() + 60
+            while [pool.is_up(worker) for worker in range(3)] != [worker < active for worker in range(3)]:
+                assert time.monotonic() < deadline_s
+                go_on(run, 1)
+        assert run.source.counts.lost_rollouts == 0
 
 
 def test_rays_client_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from benchmarks.envs import MapEnv, make_slow_uneven
 from benchmarks.millrace_runs import FOREVER, START_S, Row, rate, steady_span, train
 from millrace.config import read_toml
 
+WORKER_START_S = 1.5
+"""Room for the start of a worker, of which there may be many."""
 RECIPES = Path(millrace.__file__).parent / "recipes"
 PIXELS: dict[str, Any] = {
     "collect.workers": 1,
@@ -67,7 +70,8 @@ def time_to_475(job: Job) -> Figures:
 def slow_uneven(job: Job) -> Figures:
     """One worker per copy."""
     settings = {**SETTINGS["slow-uneven"], "collect.workers": job.copies}
-    return with_ideal(_steady(*_train_for(make_slow_uneven, settings, job)), job.copies)
+    longer = replace(job, seconds=job.seconds + WORKER_START_S * job.copies)
+    return with_ideal(_steady(*_train_for(make_slow_uneven, settings, longer)), job.copies)
 
 
 def pong(job: Job, place: str) -> Figures:
