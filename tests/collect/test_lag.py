@@ -72,7 +72,7 @@ def test_every_place_is_handed_out_once_and_poisoned_in_between(run_dir):
         for _ in range(6):
             batch = run.source.next_batch()
             source = run.source
-            taken = {grant.place for grant in source._granted} | {item.place for item in source.buffer.waiting()}
+            taken = {place for _, place in source._granted} | {item.place for item in source.buffer.waiting()}
             free = set(source.pool.slab._free)
             assert taken.isdisjoint(free)
             assert len(taken) + len(free) == len(source.pool.slab.rollouts)

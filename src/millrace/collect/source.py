@@ -110,11 +110,13 @@ class RolloutSource:
 
     def __post_init__(self) -> None:
         self._restarts_seen = 0  # of this process; the counts go on over resumes
-        self._granted: list[Grant] = []
+        self._granted: dict[tuple[int, int], Grant] = {}  # by worker and place
         self._num_granted = self._num_taken = 0  # rollouts, batches
         # Every batch takes one rollout of each worker, up or not, so that nothing depends on who is quick.
         self._is_in_turn = not self.is_replay and (self.config.max_policy_lag == 0 or self.config.deterministic)
-        self._most_per_worker = 2 if self.is_replay else self.config.max_policy_lag + 1
+        most = 2 if self.is_replay else self.config.max_policy_lag + 1
+        # Workers by how many rollouts they have under way, up to the most; among equals the longest waiting first.
+        self._by_load: list[dict[int, None]] = [dict.fromkeys(range(self.config.workers)), *({} for _ in range(most))]
         self._published = collections.OrderedDict[int, int]()  # digest by version
         self.held: dict[int, int] = {}  # by worker, the version that it acted with last
         self._latencies_s = collections.deque[float](maxlen=LATENCIES_KEPT)
@@ -169,17 +171,23 @@ class RolloutSource:
 
     def _is_ready(self) -> bool:
         if self._is_in_turn:
-            return self.buffer.can_take() and all(grant.turn > self._num_taken for grant in self._granted)
+            return self.buffer.can_take() and all(grant.turn > self._num_taken for grant in self._granted.values())
         if self.config.on_stale == "drop" or self.is_replay:
             self._drop_stale(self.updates - self.config.max_policy_lag)
-        elif self._must_wait():
-            return False
-        return self.buffer.can_take()
+            return self.buffer.can_take()
+        return self.buffer.can_take() and not self._must_wait()
 
     def _must_wait(self) -> bool:
-        """Some rollout under way would be too old for the batch after this one."""
-        oldest_allowed = self.updates + 1 - self.config.max_policy_lag
-        return any(grant.version < oldest_allowed for grant in self._granted)
+        """With what this batch leaves behind, some rollout under way would come to be learned from too late.
+
+        A batch takes the oldest that are ready. Younger ones may have overtaken some that are still under way: of those
+        left, at most `j` batches may be as old as is allowed `j` updates from now.
+        """
+        size, lag = self.config.workers, self.config.max_policy_lag
+        left = sorted(item.version for item in self.buffer.waiting())[size:]
+        ages = [self.updates - version for version in left]
+        ages += [self.updates - grant.version for grant in self._granted.values()]
+        return bool(self._granted) and any(sum(age + j >= lag for age in ages) > j * size for j in range(lag + 1))
 
     def _drop_stale(self, oldest_version: int) -> None:
         for env_steps in self.buffer.drop_stale(oldest_version):
@@ -196,23 +204,30 @@ class RolloutSource:
             turn = self._num_granted // self.config.workers if self._is_in_turn else 0
             grant = Grant(worker, self.pool.slab.acquire(), self.version, turn, time.perf_counter())
             self._num_granted += 1
-            self._granted.append(grant)
+            self._granted[worker, grant.place] = grant
+            self._load(worker, 1)
             self.pool.grant(worker, grant.place, grant.version if self.config.deterministic else None)
 
     def _next_worker(self) -> int | None:
         """In turn each worker, up or not; otherwise workers that are down are passed over."""
-        workers = range(self.config.workers)
         if self._is_in_turn:
             # Without anybody up there is nobody to wait with: the pool is bringing them back.
-            is_any_up = any(self.pool.is_up(worker) for worker in workers)
-            return self._num_granted % len(workers) if is_any_up else None
-        load = collections.Counter(grant.worker for grant in self._granted)
-        up = [w for w in workers[: self.pool.active] if self.pool.is_up(w) and load[w] < self._most_per_worker]
-        return min(up, key=lambda w: load[w], default=None)
+            is_any_up = any(self.pool.is_up(worker) for worker in range(self.config.workers))
+            return self._num_granted % self.config.workers if is_any_up else None
+        candidates = (worker for workers in self._by_load[:-1] for worker in workers)
+        return next((w for w in candidates if w < self.pool.active and self.pool.is_up(w)), None)
+
+    def _load(self, worker: int, change: int) -> None:
+        """Count a rollout more or less that a worker has under way."""
+        load = next(load for load, workers in enumerate(self._by_load) if worker in workers)
+        del self._by_load[load][worker]
+        while len(self._by_load) <= load + change:  # in turn a worker may be ahead of the others
+            self._by_load.append({})
+        self._by_load[load + change][worker] = None
 
     def _settle(self, outcome: Outcome) -> None:
-        grant = next(g for g in self._granted if (g.worker, g.place) == (outcome.worker, outcome.place))
-        self._granted.remove(grant)
+        grant = self._granted.pop((outcome.worker, outcome.place))
+        self._load(outcome.worker, -1)
         self._count_restarts()
         if outcome.collected is not None:
             self._insert(grant, outcome.collected)
