@@ -120,9 +120,9 @@ class Run:
         self._blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
         config = self._requested
         if config.collect.backend == "ray":
-            from millrace.collect.ray_session import RaySession
+            from millrace.collect.ray_session import begin
 
-            self.ray = RaySession(config)  # a cluster takes seconds to come, and so does what follows
+            self.ray = begin(config)  # a cluster takes seconds to come, and so does what follows
         path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
         self.directory = RunDirectory(path)
         self.directory.create()

@@ -34,6 +34,7 @@ class RaySession:
     def __init__(self, config: Config) -> None:
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("Ray", "ray", "collecting on a cluster")
+        self._settings = config
         self._config, self._workers = config.ray, config.collect.workers or max(1, system.available_cores() - 1)
         self._is_central = config.collect.inference != "local"
         self._working_dir = config.ray.working_dir or _directory_of(config.env.id)
@@ -44,6 +45,10 @@ class RaySession:
         self._has_tried, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._begin, name="ray-session", daemon=True)
         self._thread.start()
+
+    def is_for(self, config: Config) -> bool:
+        """Whether it would be the same for these settings."""
+        return self._settings == config
 
     def wait(self) -> None:
         """Return as soon as there is a cluster.
@@ -150,6 +155,27 @@ class RaySession:
                 ray.shutdown()
         self._is_connected = False
         self._is_over.set()
+
+
+_begun: list[RaySession] = []
+
+
+def begin(config: Config) -> RaySession:
+    """The session that was begun for these settings and that nobody has yet, or a new one.
+
+    The command line begins one before it imports what training needs: starting a cluster is mostly waiting.
+    """
+    while _begun:
+        session = _begun.pop()
+        if session.is_for(config):
+            return session
+        session.close()
+    return RaySession(config)
+
+
+def begin_early(config: Config) -> None:
+    """Begin a session that the next `begin` for these settings is given."""
+    _begun[:] = [RaySession(config)]
 
 
 def _directory_of(env_id: str) -> str:

@@ -65,6 +65,10 @@ def run(words: list[str]) -> int:
         return _run_seeds(config, arguments)
     if arguments.parallel is not None:
         raise ConfigError(f"--parallel {arguments.parallel} goes with --seeds; a single run has --workers")
+    if config.collect.backend == "ray":
+        from millrace.collect.ray_session import begin_early
+
+        begin_early(config)
     from millrace.training import train  # after the settings are found good: it takes a second
 
     result = train(config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet)
