@@ -235,6 +235,8 @@ class NetConfig:
     """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
+    state_log_std: bool = False
+    """Log standard deviations are outputs of the network, as RLlib has it, instead of one free parameter each."""
     memory: Literal["none", "gru", "lstm"] = "none"
     """Recurrence between the encoder and the heads, for games whose observation does not tell everything."""
     memory_size: int = 128

@@ -23,6 +23,8 @@ from millrace.ops.recurrence import gru_step, lstm_step
 from millrace.types import Array, SlotSpec
 
 OBSERVATION_CLIP = 10.0
+LOG_STD_LIMIT = 20.0
+"""Where log standard deviations are outputs of the network; as RLlib has it."""
 
 
 class Forward(Protocol):
@@ -125,6 +127,9 @@ class NumpyActor:
         params += parts["network.policy_head.bias"]
         value = hidden[-1] @ parts["network.value_head.weight"]
         value += parts["network.value_head.bias"]
+        num_box = self._spec.action.num_box
+        if num_box and self._log_std is None:
+            np.clip(params[:, -num_box:], -LOG_STD_LIMIT, LOG_STD_LIMIT, out=params[:, -num_box:])
         if self._log_std is not None:
             params = np.concatenate([params, np.broadcast_to(self._log_std, (len(params), self._log_std.size))], 1)
         return params, value[:, 0]
