@@ -60,7 +60,7 @@ OPTIONAL = {
     "envpool": {"envs/envpool.py"},
     "onnxruntime": {"deploy/onnx_policy.py"},
     "onnx_ir": {"deploy/onnx_export.py"},
-    "ray": set(),
+    "ray": {"deploy/rllib_module.py"} | {"rllib/envs.py", "rllib/algorithm.py", "rllib/engine.py"},
     "wandb": set(),
     "zmq": set(),
     "psutil": set(),

@@ -46,7 +46,7 @@ class Result:
         """The trained policy, loaded from the last checkpoint; see `millrace.load_policy`."""
         from millrace.deploy.policy import load_policy
 
-        return load_policy(self.run_dir)
+        return load_policy(self.run_dir, trust=True)  # what this process wrote
 
 
 def loop(run: Run) -> None:

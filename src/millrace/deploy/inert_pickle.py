@@ -170,15 +170,21 @@ def _scalar(made: Inert) -> Any:
 
 
 def _array(content: Any, dtype: np.dtype[Any], shape: Any, order: str) -> Array:
-    numbers = np.frombuffer(content.encode("latin1") if isinstance(content, str) else bytes(content), dtype)
+    numbers = np.frombuffer(bytes(content), dtype)
     shape = shape if isinstance(shape, tuple) else (shape,)
     if math.prod(shape) != numbers.size or order not in ("C", "F"):
         raise pickle.UnpicklingError(f"an array of the shape {shape} has {numbers.size} numbers")
     return np.array(np.reshape(numbers, shape, order="F" if order == "F" else "C"))
 
 
+def _encoded(made: Inert) -> bytes:
+    """Bytes, as earlier protocols write them."""
+    return str(made.args[0]).encode("latin1")
+
+
 _MAKERS: dict[str, Callable[[Inert], Any]] = {
     "collections.OrderedDict": _ordered,
+    "_codecs.encode": _encoded,
     "numpy.dtype": _dtype,
     **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": _reconstructed for core in ("core", "_core")},

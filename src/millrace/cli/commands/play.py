@@ -35,7 +35,7 @@ def run(words: list[str]) -> int:
     from millrace.deploy.play import play
     from millrace.deploy.policy import load_policy
 
-    policy = load_policy(arguments.run)
+    policy = load_policy(arguments.run, trust=arguments.trust)
     target, episode_return = play(
         policy,
         arguments.out or _default_target(policy.checkpoint),
