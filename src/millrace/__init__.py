@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "rllib_env": "millrace.rllib.envs",
     "train": "millrace.training",
     "resume": "millrace.training",
     "train_seeds": "millrace.experiments.seeds",

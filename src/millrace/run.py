@@ -120,7 +120,7 @@ class Run:
         path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
         self.directory = RunDirectory(path)
         self.directory.create()
-        self.sinks = Sinks(self._make_sinks(config, path))
+        self.sinks = Sinks(make_sinks(config, path, self._maker.name, self._console, self._notes))
         self.probe: Probe = self._probe()
         self.config = dataclasses.replace(resolve(config, self.probe, self._network), run_dir=str(path))
         self.directory.write_config(self.config)
@@ -148,26 +148,6 @@ class Run:
         if took_s > SLOW_PROBE_S:
             self.sinks.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
         return probe
-
-    def _make_sinks(self, config: Config, path: Path) -> list[Any]:
-        sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
-        if config.metrics.tensorboard:
-            from millrace.metrics.tensorboard import TensorBoardSink
-
-            try:
-                sinks.append(TensorBoardSink(path / "tensorboard"))
-            except MissingExtraError as error:
-                self._notes.append(f"no TensorBoard files: {error}")
-        console = self._console
-        if console == "json":
-            sinks.append(StdoutJsonSink())
-        elif console == "live" or (console == "auto" and sys.stdout.isatty()):
-            from millrace.metrics.console import LiveSink
-
-            sinks.append(LiveSink(f"millrace {self._maker.name}", config.total_env_steps, config.stop.wall_s))
-        elif console != "off":
-            sinks.append(LinesSink(config.total_env_steps))
-        return sinks
 
     def _make_learner(self) -> Learner:
         import torch
@@ -564,6 +544,27 @@ class Run:
         if self.probe.exactness not in ("state", "replay"):
             lines.append(f"resume    begins new episodes: {self.probe.exactness}")
         return lines
+
+
+def make_sinks(config: Config, path: Path, name: str, console: str, notes: list[str]) -> list[Any]:
+    """Where the figures of a run go; `notes` gets a sentence about what is left out."""
+    sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
+    if config.metrics.tensorboard:
+        from millrace.metrics.tensorboard import TensorBoardSink
+
+        try:
+            sinks.append(TensorBoardSink(path / "tensorboard"))
+        except MissingExtraError as error:
+            notes.append(f"no TensorBoard files: {error}")
+    if console == "json":
+        sinks.append(StdoutJsonSink())
+    elif console == "live" or (console == "auto" and sys.stdout.isatty()):
+        from millrace.metrics.console import LiveSink
+
+        sinks.append(LiveSink(f"millrace {name}", config.total_env_steps, config.stop.wall_s))
+    elif console != "off":
+        sinks.append(LinesSink(config.total_env_steps))
+    return sinks
 
 
 def num_rollouts(config: Config) -> int:

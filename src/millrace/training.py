@@ -14,7 +14,7 @@ from millrace.config import SHORT_NAMES, Config
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
 from millrace.run import STOPPED_BY, Extras, Run
-from millrace.rundir import RunDirectory, find_checkpoint
+from millrace.rundir import RunDirectory, find_checkpoint, newest_run
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,9 @@ def train(
     """
     started_s = time.perf_counter()
     config, maker = make_config(env, settings, **short)
+    if config.engine == "rllib":
+        given = {"network": network, "intrinsic": intrinsic, "auxiliary": auxiliary, "init_from": init_from}
+        return _train_with_rllib(config, maker, quiet, started_s, given, auto_resume)
     resume_from = newest_of(config.run_dir) if auto_resume else None
     _refuse_overwriting(config, resume_from)
     if init_from is not None and config.imitate.player:
@@ -175,11 +178,66 @@ def resume(
         env: the callable that made the environment, where it was one.
     """
     started_s = time.perf_counter()
+    engine_run = rllib_run(run_dir)
+    if engine_run is not None:
+        checkpoint_path, directory = engine_run
+        config, maker = make_config(directory.read_config(), settings, **short)
+        config = dataclasses.replace(config, run_dir=str(directory.path))
+        return execute_rllib(config, EnvMaker(config.env, env), quiet, started_s, checkpoint_path)
     config, maker, checkpoint, problems = prepare_resume(run_dir, settings, env, **short)
     extras = Extras(intrinsic, auxiliary)
     run = Run(config, maker, network, checkpoint, quiet=quiet, started_s=started_s, extras=extras)
     run.add_notes(problems)
     return execute(run)
+
+
+def rllib_run(run_dir: str | Path | None) -> tuple[Path, RunDirectory] | None:
+    """The checkpoint to go on from and its run, where RLlib trained it; None for runs of Millrace's own."""
+    where = Path(run_dir) if run_dir else newest_run()
+    place = where if (where / "config.toml").is_file() else where.parent.parent
+    if not (place / "config.toml").is_file() or RunDirectory(place).read_config().engine != "rllib":
+        return None
+    from millrace.rllib.engine import newest_checkpoint
+
+    return newest_checkpoint(where), RunDirectory(place)
+
+
+def _train_with_rllib(
+    config: Config, maker: EnvMaker, quiet: bool, started_s: float, given: Mapping[str, Any], auto_resume: bool
+) -> Result:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f'{name}=... is of Millrace\'s own training; engine="rllib" takes settings alone')
+    from millrace.rllib.engine import checkpoints_of
+
+    found = checkpoints_of(RunDirectory(Path(config.run_dir))) if config.run_dir else []
+    if found and not auto_resume:
+        raise ConfigError(f"{config.run_dir} already holds a run; use `millrace resume`, or choose another --run-dir")
+    return execute_rllib(config, maker, quiet, started_s, found[-1] if found else None)
+
+
+def execute_rllib(
+    config: Config, maker: EnvMaker, quiet: bool, started_s: float, resume_from: Path | None = None
+) -> Result:
+    """The same as `execute`, with RLlib at work."""
+    from millrace.rllib.engine import RllibRun
+
+    with RllibRun(config, maker, quiet, started_s, resume_from) as run:
+        run.announce()
+        run.loop()
+        steps_per_second = run.steps_per_second
+        run.finish()
+        counters = run.counters
+        return Result(
+            run_dir=run.directory.path,
+            env_steps=counters.env_steps,
+            updates=counters.updates,
+            episodes=counters.episodes,
+            mean_return=float("nan") if counters.mean_return is None else counters.mean_return,
+            wall_s=run.wall_s,
+            steps_per_second=steps_per_second,
+            reason=run.stopping or "complete",
+        )
 
 
 def prepare_resume(

@@ -219,7 +219,7 @@ def main(names: list[str]) -> None:
     """Adds to what is in the archive already; a name twice is an error."""
     version = "" if ray.__version__ == "2.60.0" else f"_{ray.__version__}"
     target = HERE / "checkpoints.tar.xz"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as made:
         if target.exists():
             with tarfile.open(target) as archive:

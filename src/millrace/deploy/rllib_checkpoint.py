@@ -19,7 +19,7 @@ import gymnasium as gym
 
 from millrace.checkpoints.sealed import policy_files, seal
 from millrace.checkpoints.store import PREFIX
-from millrace.config import EnvConfig
+from millrace.config import EnvConfig, NetConfig
 from millrace.deploy import rllib_files
 from millrace.deploy.inert_pickle import path_of, read_pickle
 from millrace.deploy.record import PolicyRecord
@@ -32,16 +32,16 @@ from millrace.deploy.rllib_files import (
     env_of,
     is_plain_box,
     only,
+    record_of,
     settings_of,
     space_of,
 )
 from millrace.deploy.rllib_network import Filter, OtherNetworkError, RllibNetwork, RllibPolicy, filter_of, layers_under
 from millrace.deploy.rllib_older import read_older
+from millrace.envs.spaces import slot_spec
 from millrace.errors import CheckpointError, MissingExtraError
 from millrace.types import Array
 
-RECORD_FILE = "millrace.json"
-"""The environment and its spaces, beside RLlib's files in the checkpoints that `train --engine rllib` writes."""
 MARKS = (rllib_files.CLASS_FILE, *rllib_files.VERSION_FILES, POLICY_STATE, "algorithm_state.pkl", "policies")
 OWN_CLASSES = ("DefaultPPOTorchRLModule", "PPOTorchRLModule", "DefaultAPPOTorchRLModule", "APPOTorchRLModule")
 MASKING_CLASS = "ActionMaskingTorchRLModule"
@@ -109,7 +109,9 @@ def find_rllib(path: str | Path | None) -> RllibCheckpoint | None:
         return None
     where = Path(path)
     if (where / "config.toml").is_file():
-        found = [step for step in where.glob(f"checkpoints/{PREFIX}*") if (step / RECORD_FILE).is_file()]
+        found = [
+            step for step in where.glob(f"checkpoints/{PREFIX}*") if (step / rllib_files.VERSION_FILES[0]).is_file()
+        ]
         return RllibCheckpoint(max(found)) if found else None
     is_ours = (where / "manifest.json").exists()
     return RllibCheckpoint(where) if not is_ours and any((where / mark).exists() for mark in MARKS) else None
@@ -120,10 +122,8 @@ def _read(path: Path) -> RllibPolicy:
         return read_older(path)
     module = _module_directory(path)
     algorithm = next((place for place in (module, *list(module.parents)[:4]) if (place / "env_runner").is_dir()), None)
-    env = env_of(_config_of(algorithm)) if algorithm else EnvConfig("unknown")
-    around = None
-    if algorithm and (algorithm / RECORD_FILE).is_file():
-        around = _record_around(algorithm / RECORD_FILE)
+    config = _config_of(algorithm) if algorithm else None
+    env, around = env_of(config), record_of(config, str(algorithm))
     pieces = _Pieces.of(algorithm) if algorithm else _Pieces()
     note = (
         ""
@@ -139,14 +139,6 @@ def _read(path: Path) -> RllibPolicy:
 def _config_of(algorithm: Path) -> Any:
     args = constructed(algorithm)[1]
     return args[0] if args else None
-
-
-def _record_around(path: Path) -> PolicyRecord:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
-    return PolicyRecord.from_json(data, str(path))
 
 
 def _version(path: Path) -> str:
@@ -257,9 +249,7 @@ def _translated(module: Path, pieces: _Pieces, env: EnvConfig, around: PolicyRec
         record = network.record(env, around)
         return RllibPolicy(record, network.arrays(record, around is not None))
     except OtherNetworkError as error:
-        if around is not None:
-            raise
-        return _through_rllib(module, pieces, env, found, error)
+        return _through_rllib(module, pieces, env, around, error)
 
 
 def _network(
@@ -310,14 +300,17 @@ def _memory(arrays: Mapping[str, Array], encoder: str) -> dict[str, Array]:
 
 
 def _through_rllib(
-    module: Path, pieces: _Pieces, env: EnvConfig, found: tuple[Any, Any], reason: OtherNetworkError
+    module: Path, pieces: _Pieces, env: EnvConfig, around: PolicyRecord | None, reason: OtherNetworkError
 ) -> RllibPolicy:
     """Acts by RLlib's own code; the one way in which a pickle is loaded as such."""
-    if pieces.is_flat or pieces.observation_filter is not None:
+    if pieces.is_flat or pieces.observation_filter is not None or pieces.spaces is None:
         raise reason
     from millrace.deploy.rllib_module import load_module
 
+    record = around
+    if record is None:
+        record = PolicyRecord(env, slot_spec(*pieces.spaces, mask_in_info=False), *pieces.spaces, NetConfig())
     try:
-        return RllibPolicy(*load_module(module, env, found, pieces.unsquashes))
+        return RllibPolicy(*load_module(module, record, pieces.unsquashes, around is not None))
     except MissingExtraError as error:
         raise RefusedError(f"{reason}; {error}") from None

@@ -16,13 +16,15 @@ from gymnasium import spaces
 
 from millrace.config import EnvConfig
 from millrace.deploy.inert_pickle import Inert, path_of, read_pickle
-from millrace.deploy.record import MAX_OBSERVATION_BYTES
+from millrace.deploy.record import MAX_OBSERVATION_BYTES, PolicyRecord
 from millrace.envs.spaces import space_from_json
 from millrace.errors import CheckpointError
 from millrace.types import Array
 
 CLASS_FILE = "class_and_ctor_args.pkl"
 MODULE_STATES = ("module_state.pkl", "module_state.pt")
+RECORD_KEY = "millrace"
+"""Where an environment of Millrace's has its description among its arguments."""
 POLICY_STATE = "policy_state.pkl"
 DEFAULT_ID = "default_policy"
 VERSION_FILES = ("rllib_checkpoint.json", "metadata.json")
@@ -95,6 +97,17 @@ def env_of(config: Any) -> EnvConfig:
     name = env if isinstance(env, str) else path_of(env)
     plain = {str(key): value for key, value in kwargs.items() if _is_plain(value)} if isinstance(kwargs, dict) else {}
     return EnvConfig(id=name.replace(":", ".") or "unknown", kwargs=plain)
+
+
+def record_of(config: Any, where: str) -> PolicyRecord | None:
+    """The environment's description, where it was one of Millrace's.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    given = config.get("env_config") if isinstance(config, Inert | dict) else None
+    data = given.get(RECORD_KEY) if isinstance(given, dict) else None
+    return PolicyRecord.from_json(data, where) if isinstance(data, dict) else None
 
 
 def _is_plain(value: Any) -> bool:

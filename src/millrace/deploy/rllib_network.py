@@ -84,7 +84,7 @@ class RllibNetwork:
             memory_size=len(self.memory[0]["bias_ih_l0"]) // 4 if self.memory else NetConfig.memory_size,
         )
         if around is not None:
-            return dataclasses.replace(around, net=net)
+            return dataclasses.replace(around, net=net, normalize_observation=self._normalizes)
         spec = slot_spec(self.observation_space, self.action_space, mask_in_info=False)
         return PolicyRecord(env, spec, self.observation_space, self.action_space, net, self._normalizes)
 
@@ -108,17 +108,18 @@ class RllibNetwork:
         trunks = dense_trunks(record.spec, record.net)
         for trunk, layers in zip(trunks, (self.actor, self.critic), strict=False):
             for depth, layer in enumerate(layers):
-                weight, bias = layer if depth or is_prepared else self._first(layer, record)
+                weight, bias = layer if depth else self._first(layer, record, is_prepared)
                 made |= {f"network.{trunk}.{depth}.weight": weight, f"network.{trunk}.{depth}.bias": bias}
         for trunk, memory in zip(trunks, self.memory, strict=False):
             made |= {f"network.{recurrent_layer(trunk)}.{name}": array for name, array in memory.items()}
         for name, (weight, bias) in (("policy_head", self._head()), ("value_head", self.value_head)):
             made |= {f"network.{name}.weight": weight, f"network.{name}.bias": bias}
         return {
-            name: np.asarray(x, np.float32) for name, x in {**made, **self._deviations(), **self._moments()}.items()
+            name: np.asarray(x, np.float32)
+            for name, x in {**made, **self._deviations(), **self._moments(record)}.items()
         }
 
-    def _first(self, layer: Layer, record: PolicyRecord) -> Layer:
+    def _first(self, layer: Layer, record: PolicyRecord, is_prepared: bool) -> Layer:
         """The first layer for observations as Millrace prepares them: other order, images scaled."""
         weight, bias = layer
         seen = self.observation_filter
@@ -126,6 +127,8 @@ class RllibNetwork:
             factor = 1 / (seen.deviation + FILTER_EPS)
             weight = weight.astype(np.float64) * factor
             bias = bias - weight @ seen.mean
+        if is_prepared:
+            return weight, bias
         columns = dict(_columns(self.observation_space))
         parts = []
         for key in dense_keys(record.spec, record.net):
@@ -172,14 +175,15 @@ class RllibNetwork:
         log_std = self.log_std.astype(np.float64).clip(-self.log_std_limit, self.log_std_limit)
         return {"log_std": log_std + np.log(self._half_range()[0]) if self._scales else log_std}
 
-    def _moments(self) -> dict[str, Array]:
+    def _moments(self, record: PolicyRecord) -> dict[str, Array]:
         seen = self.observation_filter
         if seen is None or seen.clip is None:
             return {}
         if seen.clip != OBSERVATION_CLIP:
             raise OtherNetworkError(f"normalised observations are clipped at {seen.clip:g}, not {OBSERVATION_CLIP:g}")
-        name = f"normalizer.{module_name('obs')}"
-        return {f"{name}.offset": seen.mean, f"{name}.factor": 1 / (seen.deviation + FILTER_EPS)}
+        ((key, array),) = record.spec.observation.items()
+        parts = {"offset": seen.mean, "factor": 1 / (seen.deviation + FILTER_EPS)}
+        return {f"normalizer.{module_name(key)}.{name}": part.reshape(array.shape) for name, part in parts.items()}
 
 
 def filter_of(running: Mapping[str, Any], settings: Mapping[str, Any]) -> Filter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ class Loading:
     def files(self) -> Finding:
         """Is everything there that belongs to it?"""
         places = [path for path in self.path.rglob("*") if path.is_file()] if self.path.is_dir() else [self.path]
-        sizes = {path.name: path.stat().st_size for path in places}
+        sizes = {os.path.relpath(path, self.path): path.stat().st_size for path in places}
         lacking = [name for name in POLICY_FILES if self.is_checkpoint and not sizes.get(name)]
         if lacking:
             raise StuckError(f"{self.path} lacks {' and '.join(lacking)}, or they are empty")

@@ -114,11 +114,14 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
 
 def print_next(result: Result) -> None:
     """Commands to try now."""
+    from millrace.deploy.rllib_checkpoint import find_rllib
+
+    trust = " --trust" if find_rllib(result.run_dir) else ""
     print("\nnext:")
     print_table(
         [
-            (f"  millrace eval {result.run_dir}", "how good it is without exploring"),
-            (f"  millrace play {result.run_dir}", "watch a game"),
+            (f"  millrace eval {result.run_dir}{trust}", "how good it is without exploring"),
+            (f"  millrace play {result.run_dir}{trust}", "watch a game"),
             (f"  millrace resume {result.run_dir}{_lifted_limit(result)}", "train on"),
         ]
     )
