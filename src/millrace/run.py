@@ -31,6 +31,7 @@ from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
 from millrace.deploy.policy_pool import PolicyPool
 from millrace.deploy.record import PolicyRecord
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint
 from millrace.describe import describe_correction, describe_inference, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
@@ -78,7 +79,7 @@ class Run:
         maker: EnvMaker,
         network: Any = None,
         resume_from: Checkpoint | None = None,
-        init_from: Checkpoint | None = None,
+        init_from: Checkpoint | RllibCheckpoint | None = None,
         quiet: bool = False,
         started_s: float | None = None,
         extras: Extras = Extras(),
@@ -193,7 +194,7 @@ class Run:
         )
         return {"reward_scaler": done.reward_statistics}
 
-    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    def _statistics_of(self, checkpoint: Checkpoint | RllibCheckpoint) -> dict[str, Any] | None:
         """Of rewards, by the learner that wrote the checkpoint; None where only its policy is whole."""
         try:
             statistics: dict[str, Any] = checkpoint.read_trainer()["learner"]
@@ -611,7 +612,7 @@ def make_pool(setup: PoolSetup) -> CollectorPool:
     return ProcessPool(setup)
 
 
-def load_into(policy: Any, checkpoint: Checkpoint) -> None:
+def load_into(policy: Any, checkpoint: Checkpoint | RllibCheckpoint) -> None:
     """Copy a checkpoint's arrays into a policy.
 
     Raises:

@@ -11,6 +11,8 @@ from typing import Any
 
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
 from millrace.config import SHORT_NAMES, Config
+from millrace.deploy.policy import find_policy
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
 from millrace.run import STOPPED_BY, Extras, Run
@@ -125,6 +127,7 @@ def train(
     intrinsic: Callable[..., Any] | None = None,
     auxiliary: Callable[..., Any] | None = None,
     init_from: str | Path | None = None,
+    trust: bool = False,
     auto_resume: bool = False,
     quiet: bool = False,
     **short: Any,
@@ -138,6 +141,7 @@ def train(
         intrinsic: from the `SlotSpec` to a reward beside the game's; see `millrace.learner.intrinsic.Intrinsic`.
         auxiliary: from the `Policy` to a loss beside PPO's; see `millrace.learner.auxiliary.Auxiliary`.
         init_from: run or checkpoint whose weights and normalisers to start from.
+        trust: whether `init_from` may be one of RLlib's checkpoints, which are pickles.
         auto_resume: continue `run_dir` where it holds a checkpoint.
         quiet: print nothing, whatever `metrics.console` says.
         **short: total_env_steps, seed, backend, workers, envs_per_worker, max_policy_lag, device, run_dir, ...
@@ -154,7 +158,7 @@ def train(
     _refuse_overwriting(config, resume_from)
     if init_from is not None and config.imitate.player:
         raise ConfigError(f"init_from={init_from} and imitate.player={config.imitate.player} are two starts; give one")
-    start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
+    start = _start(init_from, trust) if init_from is not None and resume_from is None else None
     run = Run(config, maker, network, resume_from, start, quiet, started_s, Extras(intrinsic, auxiliary))
     return execute(run)
 
@@ -259,6 +263,15 @@ def newest_of(run_dir: str) -> Checkpoint | None:
         raise ConfigError("auto-resume needs a run directory: --run-dir DIR")
     directory = RunDirectory(Path(run_dir))
     return directory.newest_checkpoint()[0] if find_checkpoints(directory.checkpoints) else None
+
+
+def _start(init_from: str | Path, trust: bool) -> Checkpoint | RllibCheckpoint:
+    """The checkpoint whose weights a run begins with."""
+    if find_rllib(init_from) is None:
+        return find_checkpoint(init_from)
+    found = find_policy(init_from, trust)
+    assert isinstance(found, RllibCheckpoint)
+    return found
 
 
 def _refuse_overwriting(config: Config, resume_from: Checkpoint | None) -> None:

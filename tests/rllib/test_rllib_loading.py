@@ -16,6 +16,7 @@ import pytest
 import millrace
 from millrace.cli.main import main
 from millrace.deploy.inert_pickle import Inert, parse, path_of, read_pickle
+from millrace.deploy.policy import find_policy
 from millrace.errors import CheckpointError
 from millrace.ops.sampling import best_actions
 
@@ -134,6 +135,21 @@ def test_moments_and_units_of_actions_are_in_the_graph_too(rllib_checkpoints, tm
     assert done.difference < TOLERANCE
     expected, params, _, _ = acted(millrace.load_policy(done.path), rllib_checkpoints / "filtered")
     np.testing.assert_allclose(np.clip(params[:, :1], -2, 2), expected["action"], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_training_goes_on_from_rllibs_weights_and_moments(rllib_checkpoints, run_dir):
+    settings = {"net.hidden": [8, 6], "net.shared": True, "net.state_log_std": True, "net.image": "flat"}
+    settings |= {"ppo.normalize_observation": True, "stop.updates": 1, "ppo.learning_rate": 1e-9}
+    sizes = {"backend": "serial", "workers": 1, "envs_per_worker": 2, "rollout_steps": 8, "quiet": True}
+    start = {"init_from": rllib_checkpoints / "filtered", "run_dir": run_dir}
+    with pytest.raises(CheckpointError, match="--trust"):
+        millrace.train("Pendulum-v1", settings=settings, **sizes, **start)
+    result = millrace.train("Pendulum-v1", settings=settings, trust=True, **sizes, **start)
+    before, after = (find_policy(path, trust=True).read_policy()[1] for path in (start["init_from"], result.run_dir))
+    for name in before:
+        if name.startswith("network."):
+            np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+    assert after["normalizer.[obs].row_count"] == before["normalizer.[obs].row_count"] + 16
 
 
 @pytest.mark.parametrize("part", ["learner_group", "learner_group/learner", "learner_group/learner/rl_module", MODULE])

@@ -94,6 +94,14 @@ class RllibCheckpoint:
         """The policy's description and its named arrays, in Millrace's form."""
         return self.policy.record.to_json(), self.policy.arrays
 
+    def read_trainer(self) -> dict[str, Any]:
+        """RLlib's optimiser and statistics are none of Millrace's.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(f"{self.path} is RLlib's, which keeps no moments of rewards")
+
     def verify(self, part: str = "") -> dict[str, Any]:
         """The manifest that the policy would have as one of Millrace's: RLlib's files have no digests to compare."""
         files = policy_files(*self.read_policy())

@@ -33,11 +33,13 @@ class Filter:
 
     Attributes:
         clip: bound of what comes out; None for none.
+        count: observations that they are of.
     """
 
     mean: Array
     deviation: Array
     clip: float | None
+    count: int
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,14 @@ class RllibNetwork:
         if seen.clip != OBSERVATION_CLIP:
             raise OtherNetworkError(f"normalised observations are clipped at {seen.clip:g}, not {OBSERVATION_CLIP:g}")
         ((key, array),) = record.spec.observation.items()
-        parts = {"offset": seen.mean, "factor": 1 / (seen.deviation + FILTER_EPS)}
-        return {f"normalizer.{module_name(key)}.{name}": part.reshape(array.shape) for name, part in parts.items()}
+        parts = {
+            "offset": seen.mean,
+            "factor": 1 / (seen.deviation + FILTER_EPS),
+            "mean": seen.mean,
+            "sum_of_squares": seen.deviation**2 * seen.count,
+        }
+        shaped = {name: part.reshape(array.shape) for name, part in parts.items()} | {"row_count": np.array(seen.count)}
+        return {f"normalizer.{module_name(key)}.{name}": part for name, part in shaped.items()}
 
 
 def filter_of(running: Mapping[str, Any], settings: Mapping[str, Any]) -> Filter:
@@ -203,6 +211,7 @@ def filter_of(running: Mapping[str, Any], settings: Mapping[str, Any]) -> Filter
         mean if settings["de_mean_to_zero"] else 0 * mean,
         deviation if settings["de_std_to_one"] else np.ones_like(deviation),
         None if clip is None or math.isinf(clip) else float(clip),
+        count,
     )
 
 

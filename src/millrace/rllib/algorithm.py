@@ -14,7 +14,7 @@ from millrace.rllib.seats import single_image
 from millrace.run import RECENT_EPISODES
 from millrace.types import SlotSpec
 
-DEFAULT_POLICY = "default_policy"
+DEFAULT_POLICY, SHARED_POLICY = "default_policy", "shared"  # one of the default's name is none of several agents
 TRANSLATED = (
     *("env.", "rllib.", "stop.", "metrics.", "eval."),
     *("collect.backend", "collect.workers", "collect.envs_per_worker", "collect.rollout_steps"),
@@ -62,7 +62,7 @@ def make_algorithm(config: Config, spec: SlotSpec, environment: dict[str, Any]) 
     """
     settings = algorithm_config(config, spec).environment(**environment)
     if config.rllib.seats > 1:
-        settings = settings.multi_agent(policies={DEFAULT_POLICY}, policy_mapping_fn=_one_for_all)
+        settings = settings.multi_agent(policies={SHARED_POLICY}, policy_mapping_fn=_one_for_all)
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # after its import, which sets another
     try:
         return settings.build_algo() if hasattr(settings, "build_algo") else settings.build()
@@ -71,7 +71,7 @@ def make_algorithm(config: Config, spec: SlotSpec, environment: dict[str, Any]) 
 
 
 def _one_for_all(*_: Any, **__: Any) -> str:
-    return DEFAULT_POLICY
+    return SHARED_POLICY
 
 
 def algorithm_config(config: Config, spec: SlotSpec) -> Any:

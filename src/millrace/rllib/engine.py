@@ -24,7 +24,7 @@ from millrace.envs.make import EnvMaker
 from millrace.errors import CheckpointError, MissingExtraError
 from millrace.metrics.sinks import Row, Sinks
 from millrace.resolve import probe_env, resolve
-from millrace.rllib.algorithm import DEFAULT_POLICY, make_algorithm, without_counterpart
+from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
 from millrace.rllib.envs import offer
 from millrace.run import RECENT_EPISODES, STOPPED_BY, make_sinks
 from millrace.rundir import RunDirectory, new_run_path
@@ -180,7 +180,7 @@ class RllibRun:
             row |= {"episode_return": counters.mean_return, "episode_length_steps": runners.get("episode_len_mean")}
         if self.eval_return is not None:
             row["eval_return"] = self.eval_return
-        learned = results.get("learners", {}).get(DEFAULT_POLICY, {})
+        learned = results.get("learners", {}).get(DEFAULT_POLICY if self.config.rllib.seats == 1 else SHARED_POLICY, {})
         row |= {name: learned.get(theirs) for theirs, name in LOSSES.items()}
         row |= {
             "value_loss": _half(learned.get("vf_loss")),

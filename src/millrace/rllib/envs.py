@@ -98,8 +98,6 @@ def make_seats_env(given: dict[str, Any]) -> Any:
             self.agents = self.possible_agents = self._names
             self.observation_spaces = dict.fromkeys(self._names, self._seats.observation_space)
             self.action_spaces = dict.fromkeys(self._names, self._seats.action_space)
-            self.observation_space = gym.spaces.Dict(self.observation_spaces)
-            self.action_space = gym.spaces.Dict(self.action_spaces)
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
             """Begin a game."""

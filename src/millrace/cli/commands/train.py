@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millrace.cli.experiments import add_parallel, parse_seeds, print_seeds
 from millrace.cli.main import COMMANDS, INTERRUPTED
 from millrace.cli.output import number, print_json, print_table, seconds
-from millrace.cli.parser import Parser
+from millrace.cli.parser import Parser, add_trust
 from millrace.cli.settings import add_settings, overrule
 from millrace.config import Config, recipe_names
 from millrace.errors import ConfigError
@@ -39,6 +39,7 @@ def parser() -> Parser:
     options.add_argument(
         "--init-from", metavar="RUN|CHECKPOINT", help="start from these weights and normalisers, all else fresh"
     )
+    add_trust(options)
     options.add_argument("--auto-resume", action="store_true", help="continue --run-dir where it holds a checkpoint")
     options.add_argument(
         "--seeds", metavar="N|N,N,...", help="train once per seed: so many, counted from --seed, or these"
@@ -67,7 +68,13 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--parallel {arguments.parallel} goes with --seeds; a single run has --workers")
     from millrace.training import train  # after the settings are found good: it takes a second
 
-    result = train(config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet)
+    result = train(
+        config,
+        init_from=arguments.init_from,
+        trust=arguments.trust,
+        auto_resume=arguments.auto_resume,
+        quiet=arguments.quiet,
+    )
     return report(result, arguments)
 
 
