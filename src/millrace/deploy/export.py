@@ -51,6 +51,10 @@ def export_policy(source: str | Path | None, out: str | Path, *, network: Any = 
     file = find_policy(source, trust)
     if isinstance(file, RllibCheckpoint) and network is None:
         network = file.network
+        if network is not None and target.suffix == SUFFIX:
+            raise CheckpointError(
+                f"{file.path} has a network that no {SUFFIX} file describes; export NAME{ONNX_SUFFIX}"
+            )
     manifest = file.verify("policy")
     data, arrays = file.read_policy()
     if not arrays:

@@ -17,7 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from millrace.checkpoints.sealed import policy_files, seal
+from millrace.checkpoints.sealed import brief, policy_files, seal
 from millrace.checkpoints.store import PREFIX
 from millrace.config import EnvConfig, NetConfig
 from millrace.deploy import rllib_files
@@ -39,7 +39,7 @@ from millrace.deploy.rllib_files import (
 from millrace.deploy.rllib_network import Filter, OtherNetworkError, RllibNetwork, RllibPolicy, filter_of, layers_under
 from millrace.deploy.rllib_older import read_older
 from millrace.envs.spaces import slot_spec
-from millrace.errors import CheckpointError, MissingExtraError
+from millrace.errors import CheckpointError, MillraceError, MissingExtraError
 from millrace.types import Array
 
 MARKS = (rllib_files.CLASS_FILE, *rllib_files.VERSION_FILES, POLICY_STATE, "algorithm_state.pkl", "policies")
@@ -84,6 +84,10 @@ class RllibCheckpoint:
         except (RefusedError, OtherNetworkError) as error:
             version = _version(self.path)
             raise CheckpointError(f"{self.path}, written by Ray {version}, is not loaded: {error}") from None
+        except MillraceError:
+            raise
+        except Exception as error:  # whatever a hostile file provokes
+            raise CheckpointError(f"{self.path} is not whole, or of another form ({brief(error)})") from None
 
     @property
     def network(self) -> Any:
@@ -251,31 +255,67 @@ def _translated(module: Path, pieces: _Pieces, env: EnvConfig, around: PolicyRec
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     found = pieces.spaces or (space_of(given["observation_space"]), space_of(given["action_space"]))
     pieces = dataclasses.replace(pieces, spaces=found).checked()
+    arrays, settings = arrays_of(module), settings_of(given.get("model_config"))
     try:
-        arrays = arrays_of(module)
-        network = _network(kind, given, arrays, pieces, found)
+        _check_class(kind, given)
+        if any(part.startswith("encoder.") and ".cnn." in part for part in arrays):
+            return _convolutional(arrays, settings, pieces, env, around)
+        network = _network(settings, arrays, pieces, found)
         record = network.record(env, around)
         return RllibPolicy(record, network.arrays(record, around is not None))
     except OtherNetworkError as error:
         return _through_rllib(module, pieces, env, around, error)
 
 
-def _network(
-    kind: str, given: Mapping[str, Any], arrays: Mapping[str, Array], pieces: _Pieces, found: tuple[Any, Any]
-) -> RllibNetwork:
+def _check_class(kind: str, given: Mapping[str, Any]) -> None:
+    """That it is one of RLlib's own, whose arrays tell all about it."""
     name = kind.rpartition(".")[2]
     if not kind.startswith("ray.rllib.") or name not in (*OWN_CLASSES, MASKING_CLASS, "IMPALATorchRLModule"):
         raise OtherNetworkError(f"its module is a {kind}, not one of RLlib's own for PPO")
     if given.get("catalog_class") is not None and path_of(given["catalog_class"]).rpartition(".")[2] != "PPOCatalog":
         raise OtherNetworkError(f"its module is built by {path_of(given['catalog_class'])}")
-    settings = settings_of(given.get("model_config"))
-    if any(part.startswith("encoder.") and ".cnn." in part for part in arrays):
-        raise OtherNetworkError("it has convolutions")
+
+
+def _convolutional(
+    arrays: Mapping[str, Array],
+    settings: Mapping[str, Any],
+    pieces: _Pieces,
+    env: EnvConfig,
+    around: PolicyRecord | None,
+) -> RllibPolicy:
+    """RLlib's network for one image, as a torch module of its own."""
+    record = _described(pieces, env, around)
+    images = list(record.spec.observation.values())
+    if len(images) != 1 or record.spec.action.num_box or pieces.observation_filter is not None:
+        raise OtherNetworkError("it has convolutions, beside other arrays, continuous actions or a filter")
+    from millrace.deploy.rllib_convolutions import RllibConvolutions
+
+    network = RllibConvolutions(arrays, settings, images[0], around is not None)
+    numbers = {f"network.{name}": tensor.detach().numpy() for name, tensor in network.state_dict().items()}
+    return RllibPolicy(dataclasses.replace(record, net=NetConfig(image="flat")), numbers, network)
+
+
+def _described(pieces: _Pieces, env: EnvConfig, around: PolicyRecord | None) -> PolicyRecord:
+    """The environment as the network's surroundings tell of it."""
+    if around is not None:
+        return around
+    assert pieces.spaces is not None
+    return PolicyRecord(env, slot_spec(*pieces.spaces, mask_in_info=False), *pieces.spaces, NetConfig())
+
+
+def _network(
+    settings: Mapping[str, Any], arrays: Mapping[str, Array], pieces: _Pieces, found: tuple[Any, Any]
+) -> RllibNetwork:
+    """A dense network, with an LSTM behind it or not."""
     shared = any(part.startswith("encoder.encoder.") for part in arrays)
     encoders = ["encoder.encoder."] if shared else ["encoder.actor_encoder.", "encoder.critic_encoder."]
     has_memory = any(".lstm." in part or ".gru." in part for part in arrays)
     heads = [layers_under(arrays, f"{head}.net.mlp.") for head in ("pi", "vf")]
-    if not heads[1] or not all(any(part.startswith(encoder) for part in arrays) for encoder in encoders):
+    if (
+        not heads[0]
+        or not heads[1]
+        or not all(any(part.startswith(encoder) for part in arrays) for encoder in encoders)
+    ):
         raise RefusedError("it holds no value function; name the learner's module, not that of an environment runner")
     trunks = [layers_under(arrays, f"{encoder}{'tokenizer.' if has_memory else ''}net.mlp.") for encoder in encoders]
     activation = str(settings.get("fcnet_activation", "tanh"))
@@ -315,9 +355,7 @@ def _through_rllib(
         raise reason
     from millrace.deploy.rllib_module import load_module
 
-    record = around
-    if record is None:
-        record = PolicyRecord(env, slot_spec(*pieces.spaces, mask_in_info=False), *pieces.spaces, NetConfig())
+    record = _described(pieces, env, around)
     try:
         return RllibPolicy(*load_module(module, record, pieces.unsquashes, around is not None))
     except MissingExtraError as error:
