@@ -37,6 +37,7 @@ __all__ = [
     "play",
     "register_envs",
     "resume",
+    "rllib_env",
     "sweep",
     "train",
     "train_seeds",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from millrace.errors import MillraceError
     from millrace.experiments.seeds import train_seeds
     from millrace.experiments.sweep import sweep
+    from millrace.rllib.envs import rllib_env
     from millrace.training import Result, resume, train
 
 

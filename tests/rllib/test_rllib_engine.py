@@ -176,12 +176,17 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 def test_settings_without_a_counterpart_are_named(tmp_path):
-    train("CartPole-v1", tmp_path / "run", {"ppo.dual_clip": 3.0, "rnd.coef": 0.5})
+    train(
+        "CartPole-v1",
+        tmp_path / "run",
+        {"ppo.dual_clip": 3.0, "rnd.coef": 0.5, "ppo.clip": 0.1, "ppo.clip_schedule": "linear"},
+    )
     text = (tmp_path / "run" / "log.txt").read_text()
     named = text.partition("no counterpart of ")[2]
     assert "ppo.dual_clip=3.0" in named
     assert "rnd.coef=0.5" in named
-    assert "net.hidden" not in named
+    assert "ppo.clip_schedule=linear" in named
+    assert "ppo.clip=" not in named
 
 
 @pytest.mark.parametrize(

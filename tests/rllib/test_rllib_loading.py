@@ -17,7 +17,7 @@ import millrace
 from millrace.cli.main import main
 from millrace.deploy.inert_pickle import Inert, parse, path_of, read_pickle
 from millrace.deploy.policy import find_policy
-from millrace.errors import CheckpointError
+from millrace.errors import CheckpointError, MissingExtraError
 from millrace.ops.sampling import best_actions
 
 TOLERANCE = 1e-5
@@ -270,6 +270,15 @@ def test_an_archive_of_what_only_code_can_build_is_not_written(rllib_checkpoints
     with pytest.raises(CheckpointError, match="onnx"):
         millrace.export_policy(rllib_checkpoints / "pictures", tmp_path / "policy.millrace", trust=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(HAS_RLLIB, reason="it is installed")
+def test_without_rllib_the_engine_names_what_to_install_and_begins_nothing(run_dir):
+    with pytest.raises(MissingExtraError, match=r"millrace\[rllib\]"):
+        millrace.train("CartPole-v1", engine="rllib", run_dir=run_dir, quiet=True)
+    assert not run_dir.exists()
+    with pytest.raises(MissingExtraError, match=r"millrace\[rllib\]"):
+        millrace.rllib_env("CartPole-v1")
 
 
 def test_every_damaged_array_or_setting_is_an_error_of_ours(rllib_checkpoints, tmp_path):

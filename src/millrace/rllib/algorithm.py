@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from millrace.config import Config, look_up, setting_names
-from millrace.errors import ConfigError, MissingExtraError
+from millrace.errors import ConfigError
 from millrace.nets.inputs import NATURE_MIN_SIDE
 from millrace.rllib.seats import single_image
 from millrace.run import RECENT_EPISODES
 from millrace.types import SlotSpec
 
 DEFAULT_POLICY, SHARED_POLICY = "default_policy", "shared"  # one of the default's name is none of several agents
+TRANSLATED_TABLES = ("env.", "rllib.", "stop.", "metrics.", "eval.")
 TRANSLATED = (
-    *("env.", "rllib.", "stop.", "metrics.", "eval."),
     *("collect.backend", "collect.workers", "collect.envs_per_worker", "collect.rollout_steps"),
     *("net.hidden", "net.activation", "net.shared", "net.state_log_std", "net.memory", "net.memory_size"),
     *("ppo.learning_rate", "ppo.learning_rate_schedule", "ppo.epochs", "ppo.minibatch_size", "ppo.minibatches"),
@@ -24,7 +24,7 @@ TRANSLATED = (
     *("ppo.normalize_observation", "ppo.threads", "total_env_steps", "seed", "device", "run_dir", "engine"),
     *("checkpoint.every_env_steps", "checkpoint.every_s", "checkpoint.keep_last"),
 )
-"""Settings, or tables of them, that RLlib follows, or that are the run's own affair."""
+"""Settings that RLlib follows, or that are the run's own affair."""
 CONVOLUTIONS = {"nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)), "small": ((16, 5, 2), (32, 3, 2), (32, 3, 2))}
 
 
@@ -33,18 +33,22 @@ def without_counterpart(config: Config, before: Config, spec: SlotSpec) -> list[
     names = [
         name
         for name in setting_names(config)
-        if look_up(config, name) != look_up(before, name) and not name.startswith(TRANSLATED)
+        if look_up(config, name) != look_up(before, name)
+        and name not in TRANSLATED
+        and not name.startswith(TRANSLATED_TABLES)
     ]
     if config.ppo.learning_rate_schedule == "kl":
         names.append("ppo.learning_rate_schedule")
-    if config.ppo.normalize_observation and not can_normalize(spec):
+    if config.ppo.normalize_observation and not can_normalize(config, spec):
         names.append("ppo.normalize_observation")
     return [f"{name}={look_up(config, name)}" for name in names]
 
 
-def can_normalize(spec: SlotSpec) -> bool:
-    """Whether RLlib's filter does what Millrace's would: one array of floating-point numbers, without a mask."""
+def can_normalize(config: Config, spec: SlotSpec) -> bool:
+    """Whether RLlib's filter does what Millrace's would: for one seat, one array of numbers, without a mask."""
     arrays = list(spec.observation.values())
+    if config.rllib.seats > 1:  # each would have moments of its own
+        return False
     return (
         len(arrays) == 1 and arrays[0].dtype.startswith("float") and arrays[0].stack == 1 and not spec.has_action_mask
     )
@@ -76,11 +80,9 @@ def _one_for_all(*_: Any, **__: Any) -> str:
 
 def algorithm_config(config: Config, spec: SlotSpec) -> Any:
     """All but the environment."""
-    try:
-        from ray.rllib.algorithms.appo import APPOConfig
-        from ray.rllib.algorithms.ppo import PPOConfig
-    except ImportError:
-        raise MissingExtraError("ray.rllib", "rllib", 'engine="rllib"') from None
+    from ray.rllib.algorithms.appo import APPOConfig
+    from ray.rllib.algorithms.ppo import PPOConfig
+
     is_ppo = config.rllib.algorithm == "PPO"
     collect, ppo = config.collect, config.ppo
     settings = (PPOConfig if is_ppo else APPOConfig)().framework("torch")
@@ -116,11 +118,11 @@ def algorithm_config(config: Config, spec: SlotSpec) -> Any:
 
 
 def _filter(config: Config, spec: SlotSpec) -> dict[str, Any]:
-    if not config.ppo.normalize_observation or not can_normalize(spec):
+    if not config.ppo.normalize_observation or not can_normalize(config, spec):
         return {}
     from ray.rllib.connectors.env_to_module import MeanStdFilter
 
-    return {"env_to_module_connector": lambda *_, **__: MeanStdFilter(multi_agent=config.rllib.seats > 1)}
+    return {"env_to_module_connector": lambda *_, **__: MeanStdFilter()}
 
 
 def _module_spec(config: Config, spec: SlotSpec) -> Any:

@@ -21,11 +21,11 @@ from millrace.checkpoints.store import PREFIX
 from millrace.config import Config
 from millrace.deploy.episodes import play_episodes
 from millrace.envs.make import EnvMaker
-from millrace.errors import CheckpointError, MissingExtraError
+from millrace.errors import CheckpointError
 from millrace.metrics.sinks import Row, Sinks
 from millrace.resolve import probe_env, resolve
 from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
-from millrace.rllib.envs import offer
+from millrace.rllib.envs import offer, require_rllib
 from millrace.run import RECENT_EPISODES, STOPPED_BY, make_sinks
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
@@ -86,6 +86,7 @@ class RllibRun:
         self._close()
 
     def _open(self) -> None:
+        require_rllib()
         requested = self._requested
         path = Path(requested.run_dir) if requested.run_dir else new_run_path(self._maker.name)
         self.directory = RunDirectory(path)
@@ -117,10 +118,8 @@ class RllibRun:
     def _start_ray(self) -> None:
         """A local Ray without dashboard, unless there is one already."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it will be by default
-        try:
-            import ray
-        except ImportError:
-            raise MissingExtraError("ray", "rllib", 'engine="rllib"') from None
+        import ray
+
         if ray.is_initialized():
             return
         self._owns_ray = True

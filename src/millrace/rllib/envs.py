@@ -49,11 +49,22 @@ def offer(maker: EnvMaker, config: Config, seats: int) -> dict[str, Any]:
     return {"env": SEATS_NAME if seats > 1 else SINGLE_NAME, "env_config": settings, "disable_env_checking": True}
 
 
-def _register() -> None:
+def require_rllib() -> None:
+    """Say so before anything is begun where it is not installed.
+
+    Raises:
+        MissingExtraError: it is not, or not whole.
+    """
     try:
-        from ray.tune.registry import register_env
+        import ray.rllib  # noqa: F401
     except ImportError:
-        raise MissingExtraError("ray.rllib", "rllib", "RLlib") from None
+        raise MissingExtraError("ray[rllib]", "rllib", "training by RLlib") from None
+
+
+def _register() -> None:
+    require_rllib()
+    from ray.tune.registry import register_env
+
     register_env(SINGLE_NAME, lambda given: SingleEnv(given["maker"]))
     register_env(SEATS_NAME, make_seats_env)
 

@@ -22,6 +22,7 @@ EXAMPLES = """\
   millrace train millrace/RealmMini-v0 --env.kwargs map=random --env.kwargs num_maps=64
   millrace train settings.toml --run-dir runs/mine --auto-resume
   millrace train CartPole-v1 --seeds 5 --parallel 2    five runs, a table and their curves
+  millrace train CartPole-v1 --engine rllib         the same by RLlib, to compare
   millrace config CartPole-v1 > settings.toml       a file to start from
 
 Settings marked 0 = auto or -1 = auto are filled in from the environment and the machine."""
