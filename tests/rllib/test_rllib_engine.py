@@ -201,7 +201,8 @@ def test_what_rllib_cannot_do_is_refused(settings, sentence, tmp_path):
 def test_ctrl_c_ends_the_run_whole(tmp_path):
     command = [sys.executable, "-m", "millrace", "train", "CartPole-v1", "--engine", "rllib", "--workers", "1"]
     sizes = ["--envs-per-worker", "4", "--rollout-steps", "16", "--metrics.every_s", "0"]
-    process = subprocess.Popen([*command, *sizes, "--run-dir", "run"], cwd=tmp_path, start_new_session=True)
+    found = {**os.environ, "PYTHONPATH": str(Path(millrace.__file__).parents[1])}
+    process = subprocess.Popen([*command, *sizes, "--run-dir", "run"], cwd=tmp_path, env=found, start_new_session=True)
     rows = tmp_path / "run" / "metrics.jsonl"
     until_s = time.monotonic() + 120
     while time.monotonic() < until_s and not (rows.exists() and rows.read_text().count("\n") >= 2):
