@@ -6,10 +6,10 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 ARGS ?=
 
-.PHONY: help install train test lint bench clean
+.PHONY: help install train test test-rllib lint bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-9s%s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s%s\n", $$1, $$2}'
 	@echo '  ARGS="..." adds arguments, for example: make test ARGS="-k gae"'
 
 install: $(INSTALLED) ## make .venv with pinned dependencies and millrace, editable
@@ -27,6 +27,15 @@ train: $(INSTALLED) ## train RealmMini for three minutes and compare with the ya
 test: $(INSTALLED) ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-rllib: .venv-rllib/installed ## run the tests of the RLlib bridge, in a .venv-rllib of its own
+	@.venv-rllib/bin/python -m pytest tests/rllib $(ARGS)
+
+.venv-rllib/installed: pyproject.toml
+	@test -x .venv-rllib/bin/python || $(PYTHON) -m venv .venv-rllib
+	.venv-rllib/bin/python -m pip install --quiet $(TORCH)
+	.venv-rllib/bin/python -m pip install --quiet --editable '.[rllib,onnx]' 'ray[rllib]==2.60.0' hypothesis psutil pytest pytest-timeout
+	@touch $@
+
 lint: $(INSTALLED) ## check format, style and types
 	$(BIN)/ruff format --check src
 	$(BIN)/ruff check .
@@ -37,5 +46,5 @@ bench: $(INSTALLED) ## measure start-up, memory per worker and scaling
 	$(BIN)/python -m benchmarks.memory_per_worker
 	$(BIN)/millrace bench scaling CartPole-v1 $(ARGS)
 
-clean: ## remove .venv and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist
+clean: ## remove what was made and caches
+	rm -rf .venv .venv-rllib .pytest_cache .mypy_cache .ruff_cache dist

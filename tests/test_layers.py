@@ -60,7 +60,12 @@ OPTIONAL = {
     "envpool": {"envs/envpool.py"},
     "onnxruntime": {"deploy/onnx_policy.py"},
     "onnx_ir": {"deploy/onnx_export.py"},
-    "ray": {"collect/ray_session.py", "collect/ray_host.py", "collect/ray_actors.py", "metrics/ray_metrics.py"},
+    "ray": {
+        *(f"collect/{name}.py" for name in ("ray_session", "ray_host", "ray_actors")),
+        "metrics/ray_metrics.py",
+        "deploy/rllib_module.py",
+        *(f"rllib/{name}.py" for name in ("envs", "algorithm", "engine")),
+    },
     "wandb": set(),
     "zmq": set(),
     "psutil": set(),
@@ -142,6 +147,7 @@ def test_every_room_is_in_the_table():
         "cli",
         "journal",
         "stop_signal",
+        "rllib",
         "__main__",
     }
     rooms = {room_of(path.relative_to(PACKAGE).as_posix()) for path in PACKAGE.rglob("*.py")}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "rllib_env": "millrace.rllib.envs",
     "train": "millrace.training",
     "resume": "millrace.training",
     "train_seeds": "millrace.experiments.seeds",
@@ -36,6 +37,7 @@ __all__ = [
     "play",
     "register_envs",
     "resume",
+    "rllib_env",
     "sweep",
     "train",
     "train_seeds",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from millrace.errors import MillraceError
     from millrace.experiments.seeds import train_seeds
     from millrace.experiments.sweep import sweep
+    from millrace.rllib.envs import rllib_env
     from millrace.training import Result, resume, train
 
 

@@ -37,6 +37,7 @@ SHORT_NAMES = {
     "max_episode_steps": "env.max_episode_steps",
     "curriculum": "curriculum",
     "imitate": "imitate.player",
+    "engine": "engine",
 }
 """Names without a dot for the settings that everyone touches, on the command line and as keyword arguments."""
 
@@ -281,6 +282,8 @@ class NetConfig:
     """Convolutions for images, or `flat` into the dense layers; auto: flat up to 2048 numbers, nature from 64 x 64."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
+    state_log_std: bool = False
+    """Log standard deviations are outputs of the network, as RLlib has it, instead of one free parameter each."""
     memory: Literal["none", "gru", "lstm"] = "none"
     """Recurrence between the encoder and the heads, for games whose observation does not tell everything."""
     memory_size: int = 128
@@ -429,6 +432,19 @@ class ImitateConfig:
 
 
 @dataclass(frozen=True)
+class RllibConfig:
+    """What `engine = "rllib"` needs besides; docs/rllib.md says what the other settings become there."""
+
+    algorithm: Literal["PPO", "APPO"] = "PPO"
+    """RLlib's algorithm: lock-step, or asynchronous with V-trace."""
+    seats: int = 1
+    """Slots that play one game: from 2 on, agents of RLlib's `MultiAgentEnv` that share a policy."""
+
+    def __post_init__(self) -> None:
+        require(self.seats >= 1, f"rllib.seats={self.seats} must be 1 or more")
+
+
+@dataclass(frozen=True)
 class StopConfig:
     """When a run ends: at whichever comes first. 0 = never for that reason."""
 
@@ -508,6 +524,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    rllib: RllibConfig = field(default_factory=RllibConfig)
     curriculum: dict[str, Any] = field(default_factory=dict)
     """Environment options over training progress: `n_treasures = ["norm", 13]`, `{from = 0, to = 1, until = 0.5}`."""
     total_env_steps: int = 500_000
@@ -518,6 +535,8 @@ class Config:
     """`cpu`, `cuda`, or auto: cuda for convolutional networks where there is a GPU, else cpu."""
     run_dir: str = ""
     """Directory of the run; empty = runs/ENV-TIME."""
+    engine: Literal["millrace", "rllib"] = "millrace"
+    """Who trains: `rllib` hands environment, masks and network to RLlib, for comparison (extra `rllib`)."""
 
     def __post_init__(self) -> None:
         require(self.total_env_steps > 0, f"total_env_steps={self.total_env_steps} must be above 0")

@@ -31,6 +31,7 @@ from millrace.curriculum import Curriculum
 from millrace.deploy.episodes import play_episodes
 from millrace.deploy.policy_pool import PolicyPool
 from millrace.deploy.record import PolicyRecord
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint
 from millrace.describe import describe_correction, describe_inference, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
@@ -79,7 +80,7 @@ class Run:
         maker: EnvMaker,
         network: Any = None,
         resume_from: Checkpoint | None = None,
-        init_from: Checkpoint | None = None,
+        init_from: Checkpoint | RllibCheckpoint | None = None,
         quiet: bool = False,
         started_s: float | None = None,
         extras: Extras = Extras(),
@@ -126,7 +127,7 @@ class Run:
         path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
         self.directory = RunDirectory(path)
         self.directory.create()
-        self.sinks = Sinks(self._make_sinks(config, path))
+        self.sinks = Sinks(make_sinks(config, path, self._maker.name, self._console, self._notes))
         self.probe: Probe = self._probe()
         if self.ray is not None and self.ray.address and not config.collect.workers:
             config = config.replace({"collect.workers": self.ray.workers_that_fit()})
@@ -156,30 +157,6 @@ class Run:
         if took_s > SLOW_PROBE_S:
             self.sinks.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
         return probe
-
-    def _make_sinks(self, config: Config, path: Path) -> list[Any]:
-        sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
-        if config.metrics.tensorboard:
-            from millrace.metrics.tensorboard import TensorBoardSink
-
-            try:
-                sinks.append(TensorBoardSink(path / "tensorboard"))
-            except MissingExtraError as error:
-                self._notes.append(f"no TensorBoard files: {error}")
-        if self.ray is not None:
-            from millrace.metrics.ray_metrics import RayMetricsSink
-
-            sinks.append(RayMetricsSink(path.name))
-        console = self._console
-        if console == "json":
-            sinks.append(StdoutJsonSink())
-        elif console == "live" or (console == "auto" and sys.stdout.isatty()):
-            from millrace.metrics.console import LiveSink
-
-            sinks.append(LiveSink(f"millrace {self._maker.name}", config.total_env_steps, config.stop.wall_s))
-        elif console != "off":
-            sinks.append(LinesSink(config.total_env_steps))
-        return sinks
 
     def _make_learner(self) -> Learner:
         import torch
@@ -225,7 +202,7 @@ class Run:
         )
         return {"reward_scaler": done.reward_statistics}
 
-    def _statistics_of(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    def _statistics_of(self, checkpoint: Checkpoint | RllibCheckpoint) -> dict[str, Any] | None:
         """Of rewards, by the learner that wrote the checkpoint; None where only its policy is whole."""
         try:
             statistics: dict[str, Any] = checkpoint.read_trainer()["learner"]
@@ -586,6 +563,31 @@ class Run:
         return lines
 
 
+def make_sinks(config: Config, path: Path, name: str, console: str, notes: list[str]) -> list[Any]:
+    """Where the figures of a run go; `notes` gets a sentence about what is left out."""
+    sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
+    if config.metrics.tensorboard:
+        from millrace.metrics.tensorboard import TensorBoardSink
+
+        try:
+            sinks.append(TensorBoardSink(path / "tensorboard"))
+        except MissingExtraError as error:
+            notes.append(f"no TensorBoard files: {error}")
+    if config.collect.backend == "ray" and config.engine == "millrace":
+        from millrace.metrics.ray_metrics import RayMetricsSink
+
+        sinks.append(RayMetricsSink(path.name))
+    if console == "json":
+        sinks.append(StdoutJsonSink())
+    elif console == "live" or (console == "auto" and sys.stdout.isatty()):
+        from millrace.metrics.console import LiveSink
+
+        sinks.append(LiveSink(f"millrace {name}", config.total_env_steps, config.stop.wall_s))
+    elif console != "off":
+        sinks.append(LinesSink(config.total_env_steps))
+    return sinks
+
+
 def num_rollouts(config: Config) -> int:
     """Places for rollouts: those that wait or are held, and those under way."""
     collect = config.collect
@@ -635,7 +637,7 @@ def make_pool(setup: PoolSetup, ray: RayConfig, session: RaySession | None) -> C
     return WorkerPool(setup, ProcessHost(setup))
 
 
-def load_into(policy: Any, checkpoint: Checkpoint) -> None:
+def load_into(policy: Any, checkpoint: Checkpoint | RllibCheckpoint) -> None:
     """Copy a checkpoint's arrays into a policy.
 
     Raises:

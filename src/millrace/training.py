@@ -11,10 +11,12 @@ from typing import Any
 
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
 from millrace.config import SHORT_NAMES, Config
+from millrace.deploy.policy import find_policy
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
 from millrace.run import STOPPED_BY, Extras, Run
-from millrace.rundir import RunDirectory, find_checkpoint
+from millrace.rundir import RunDirectory, find_checkpoint, newest_run
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Result:
         """The trained policy, loaded from the last checkpoint; see `millrace.load_policy`."""
         from millrace.deploy.policy import load_policy
 
-        return load_policy(self.run_dir)
+        return load_policy(self.run_dir, trust=True)  # what this process wrote
 
 
 def loop(run: Run) -> None:
@@ -125,6 +127,7 @@ def train(
     intrinsic: Callable[..., Any] | None = None,
     auxiliary: Callable[..., Any] | None = None,
     init_from: str | Path | None = None,
+    trust: bool = False,
     auto_resume: bool = False,
     quiet: bool = False,
     **short: Any,
@@ -138,6 +141,7 @@ def train(
         intrinsic: from the `SlotSpec` to a reward beside the game's; see `millrace.learner.intrinsic.Intrinsic`.
         auxiliary: from the `Policy` to a loss beside PPO's; see `millrace.learner.auxiliary.Auxiliary`.
         init_from: run or checkpoint whose weights and normalisers to start from.
+        trust: whether `init_from` may be one of RLlib's checkpoints, which are pickles.
         auto_resume: continue `run_dir` where it holds a checkpoint.
         quiet: print nothing, whatever `metrics.console` says.
         **short: total_env_steps, seed, backend, workers, envs_per_worker, max_policy_lag, device, run_dir, ...
@@ -147,11 +151,14 @@ def train(
     """
     started_s = time.perf_counter()
     config, maker = make_config(env, settings, **short)
+    if config.engine == "rllib":
+        given = {"network": network, "intrinsic": intrinsic, "auxiliary": auxiliary, "init_from": init_from}
+        return _train_with_rllib(config, maker, quiet, started_s, given, auto_resume)
     resume_from = newest_of(config.run_dir) if auto_resume else None
     _refuse_overwriting(config, resume_from)
     if init_from is not None and config.imitate.player:
         raise ConfigError(f"init_from={init_from} and imitate.player={config.imitate.player} are two starts; give one")
-    start = find_checkpoint(init_from) if init_from is not None and resume_from is None else None
+    start = _start(init_from, trust) if init_from is not None and resume_from is None else None
     run = Run(config, maker, network, resume_from, start, quiet, started_s, Extras(intrinsic, auxiliary))
     return execute(run)
 
@@ -175,11 +182,66 @@ def resume(
         env: the callable that made the environment, where it was one.
     """
     started_s = time.perf_counter()
+    engine_run = rllib_run(run_dir)
+    if engine_run is not None:
+        checkpoint_path, directory = engine_run
+        config, maker = make_config(directory.read_config(), settings, **short)
+        config = dataclasses.replace(config, run_dir=str(directory.path))
+        return execute_rllib(config, EnvMaker(config.env, env), quiet, started_s, checkpoint_path)
     config, maker, checkpoint, problems = prepare_resume(run_dir, settings, env, **short)
     extras = Extras(intrinsic, auxiliary)
     run = Run(config, maker, network, checkpoint, quiet=quiet, started_s=started_s, extras=extras)
     run.add_notes(problems)
     return execute(run)
+
+
+def rllib_run(run_dir: str | Path | None) -> tuple[Path, RunDirectory] | None:
+    """The checkpoint to go on from and its run, where RLlib trained it; None for runs of Millrace's own."""
+    where = Path(run_dir) if run_dir else newest_run()
+    place = where if (where / "config.toml").is_file() else where.parent.parent
+    if not (place / "config.toml").is_file() or RunDirectory(place).read_config().engine != "rllib":
+        return None
+    from millrace.rllib.engine import newest_checkpoint
+
+    return newest_checkpoint(where), RunDirectory(place)
+
+
+def _train_with_rllib(
+    config: Config, maker: EnvMaker, quiet: bool, started_s: float, given: Mapping[str, Any], auto_resume: bool
+) -> Result:
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f'{name}=... is of Millrace\'s own training; engine="rllib" takes settings alone')
+    from millrace.rllib.engine import checkpoints_of
+
+    found = checkpoints_of(RunDirectory(Path(config.run_dir))) if config.run_dir else []
+    if found and not auto_resume:
+        raise ConfigError(f"{config.run_dir} already holds a run; use `millrace resume`, or choose another --run-dir")
+    return execute_rllib(config, maker, quiet, started_s, found[-1] if found else None)
+
+
+def execute_rllib(
+    config: Config, maker: EnvMaker, quiet: bool, started_s: float, resume_from: Path | None = None
+) -> Result:
+    """The same as `execute`, with RLlib at work."""
+    from millrace.rllib.engine import RllibRun
+
+    with RllibRun(config, maker, quiet, started_s, resume_from) as run:
+        run.announce()
+        run.loop()
+        steps_per_second = run.steps_per_second
+        run.finish()
+        counters = run.counters
+        return Result(
+            run_dir=run.directory.path,
+            env_steps=counters.env_steps,
+            updates=counters.updates,
+            episodes=counters.episodes,
+            mean_return=float("nan") if counters.mean_return is None else counters.mean_return,
+            wall_s=run.wall_s,
+            steps_per_second=steps_per_second,
+            reason=run.stopping or "complete",
+        )
 
 
 def prepare_resume(
@@ -201,6 +263,15 @@ def newest_of(run_dir: str) -> Checkpoint | None:
         raise ConfigError("auto-resume needs a run directory: --run-dir DIR")
     directory = RunDirectory(Path(run_dir))
     return directory.newest_checkpoint()[0] if find_checkpoints(directory.checkpoints) else None
+
+
+def _start(init_from: str | Path, trust: bool) -> Checkpoint | RllibCheckpoint:
+    """The checkpoint whose weights a run begins with."""
+    if find_rllib(init_from) is None:
+        return find_checkpoint(init_from)
+    found = find_policy(init_from, trust)
+    assert isinstance(found, RllibCheckpoint)
+    return found
 
 
 def _refuse_overwriting(config: Config, resume_from: Checkpoint | None) -> None:

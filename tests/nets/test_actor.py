@@ -31,6 +31,7 @@ NETS = {
     "tanh": NetConfig(hidden=(16, 8)),
     "relu, shared": NetConfig(hidden=(16,), activation="relu", shared=True),
     "linear": NetConfig(hidden=()),
+    "deviations of the state": NetConfig(hidden=(16,), state_log_std=True),
 }
 
 

@@ -47,6 +47,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option without which RLlib's checkpoints are refused."""
+    parser.add_argument(
+        "--trust", action="store_true", help="RLlib's checkpoints too, which are pickles: you know where they come from"
+    )
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Each option on a line with its argument named once; examples as they are written."""
 

@@ -13,6 +13,7 @@ from millrace.deploy.archive import SUFFIX, write_archive
 from millrace.deploy.onnx_policy import ONNX_SUFFIX
 from millrace.deploy.policy import find_policy, load_arrays, make_actor
 from millrace.deploy.record import PolicyRecord
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint
 from millrace.errors import CheckpointError, ConfigError
 from millrace.types import Array
 
@@ -31,7 +32,7 @@ class Export:
     difference: float = 0.0
 
 
-def export_policy(source: str | Path | None, out: str | Path, *, network: Any = None) -> Export:
+def export_policy(source: str | Path | None, out: str | Path, *, network: Any = None, trust: bool = False) -> Export:
     """Write the policy of a run, checkpoint or archive into one file.
 
     Args:
@@ -39,6 +40,7 @@ def export_policy(source: str | Path | None, out: str | Path, *, network: Any = 
         out: NAME.millrace, an archive of weights, normalisers, spaces and the network's description; or NAME.onnx, a
             graph for ONNX Runtime, which is compared with the policy and refused if it differs.
         network: the `nn.Module` that was trained, where it was the user's own.
+        trust: whether the source may be one of RLlib's checkpoints, which are pickles.
 
     Raises:
         ConfigError: another kind of file. CheckpointError: the source cannot be read, or the file not be written.
@@ -46,7 +48,13 @@ def export_policy(source: str | Path | None, out: str | Path, *, network: Any = 
     target = Path(out)
     if target.suffix not in (SUFFIX, ONNX_SUFFIX):
         raise ConfigError(f"cannot write {target.name}: the name must end in {SUFFIX} or {ONNX_SUFFIX}")
-    file = find_policy(source)
+    file = find_policy(source, trust)
+    if isinstance(file, RllibCheckpoint) and network is None:
+        network = file.network
+        if network is not None and target.suffix == SUFFIX:
+            raise CheckpointError(
+                f"{file.path} has a network that no {SUFFIX} file describes; export NAME{ONNX_SUFFIX}"
+            )
     manifest = file.verify("policy")
     data, arrays = file.read_policy()
     if not arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +13,13 @@ from millrace.checkpoints.sealed import brief
 from millrace.deploy.archive import SUFFIX, PolicyArchive
 from millrace.deploy.onnx_policy import ONNX_SUFFIX, OnnxPolicy
 from millrace.deploy.record import PolicyRecord
+from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves
 from millrace.errors import CheckpointError, ConfigError
 from millrace.nets.actor import Actor, ActorMaker
 from millrace.nets.memory import Memory
 from millrace.ops.sampling import best_actions, sample_actions
-from millrace.rundir import find_checkpoint
+from millrace.rundir import find_checkpoint, newest_run
 from millrace.types import Array
 
 
@@ -138,30 +140,48 @@ class LoadedPolicy:
         return arrays, mask, is_batch
 
 
-def load_policy(path: str | Path | None = None, *, network: Any = None) -> LoadedPolicy:
+def load_policy(path: str | Path | None = None, *, network: Any = None, trust: bool = False) -> LoadedPolicy:
     """The policy of a run, a checkpoint, an exported file, or (without a path) the newest run.
 
     Args:
         network: the `nn.Module` that was trained, where it was the user's own: files never name code.
+        trust: whether it may be one of RLlib's checkpoints, which are pickles.
 
     Raises:
         CheckpointError: missing, damaged, newer than this Millrace, or of another network.
     """
-    file = find_policy(path)
+    file = find_policy(path, trust)
     data, arrays = file.read_policy()
+    if isinstance(file, RllibCheckpoint):
+        network = file.network if network is None else network
+        if file.policy.note:
+            warnings.warn(file.policy.note, stacklevel=2)
     record = PolicyRecord.from_json(data, str(file.path))
     if isinstance(file, OnnxPolicy):
         return LoadedPolicy(record, file.make_actor(record.spec), file.path)
     return LoadedPolicy(record, make_actor(record, arrays, network, str(file.path)), file.path)
 
 
-def find_policy(path: str | Path | None = None) -> PolicyFile:
+def find_policy(path: str | Path | None = None, trust: bool = False) -> PolicyFile:
     """What a path stands for: a run's newest whole checkpoint, a checkpoint, or an exported file.
 
+    Args:
+        trust: whether it may be one of RLlib's checkpoints.
+
     Raises:
-        CheckpointError: there is nothing of the kind.
+        CheckpointError: there is nothing of the kind, or it is RLlib's and `trust` was not given.
     """
-    if path and Path(path).is_file():
+    path = path or newest_run()
+    rllib = find_rllib(path)
+    if rllib is not None:
+        if not trust:
+            raise CheckpointError(
+                f"{rllib.path} is RLlib's, whose checkpoints are pickles: files that can run any code when they are "
+                "loaded. Networks of RLlib's own kinds are read without running any of it; other modules are loaded by "
+                "RLlib, as code. If you know where it comes from: --trust, in Python trust=True"
+            )
+        return rllib
+    if Path(path).is_file():
         where = Path(path)
         if where.suffix not in (SUFFIX, ONNX_SUFFIX):
             raise CheckpointError(

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from millrace import system
 from millrace.doctor.findings import Finding
-from millrace.doctor.loading import STAGES, Loading, stuck
+from millrace.doctor.loading import STAGES, TRUSTED, Loading, stuck
 
 
-def main(path: str, env: str, stages: list[str]) -> None:
+def main(path: str, env: str, trust: str, stages: list[str]) -> None:
     """Go through the stages and print what they find."""
     system.no_core_dump()
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a game prints is none of ours
-    for finding in load(Loading(Path(path), env), stages):
+    for finding in load(Loading(Path(path), env, trust == TRUSTED), stages):
         print(json.dumps(dataclasses.asdict(finding)), file=lines, flush=True)
 
 
@@ -38,4 +38,4 @@ def load(loading: Loading, stages: Iterable[str] = tuple(STAGES)) -> Iterator[Fi
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

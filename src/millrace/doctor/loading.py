@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from millrace.deploy.episodes import random_choice
 from millrace.deploy.onnx_policy import OnnxPolicy
 from millrace.deploy.policy import find_policy, make_actor
 from millrace.deploy.record import PolicyRecord
+from millrace.deploy.rllib_checkpoint import find_rllib
 from millrace.doctor.findings import Finding
 from millrace.envs.make import EnvMaker
 from millrace.envs.spaces import MASK_KEY, action_converter, leaf_value, leaves
@@ -37,6 +39,7 @@ MAX_SAMPLED_NUMBERS = 4_000_000
 ENV_STEPS = 16
 EARLIER = "use an earlier checkpoint"
 ANOTHER_COPY = "copy or export it again"
+TRUSTED = "trusted"
 ACTS_ONLY = "it can act and not resume: optimiser, counters and episodes in progress are lost"
 OWN_NETWORK = "pass it: millrace.load_policy(PATH, network=...); files never name code"
 
@@ -51,12 +54,14 @@ class Loading:
     Args:
         path: a checkpoint's directory, or an exported policy.
         env: to make instead of the one that the policy was trained on; empty = that one.
+        trust: whether it may be one of RLlib's checkpoints.
     """
 
-    def __init__(self, path: Path, env: str = "") -> None:
+    def __init__(self, path: Path, env: str = "", trust: bool = False) -> None:
         self.path = path
-        self.is_checkpoint = path.is_dir()
-        self._env = env
+        self.is_rllib = find_rllib(path) is not None
+        self.is_checkpoint = path.is_dir() and not self.is_rllib
+        self._env, self._trust = env, trust
 
     @property
     def elsewhere(self) -> str:
@@ -67,7 +72,7 @@ class Loading:
 
     @functools.cached_property
     def file(self) -> Any:
-        return find_policy(self.path)
+        return find_policy(self.path, self._trust)
 
     @functools.cached_property
     def has_manifest(self) -> bool:
@@ -92,8 +97,13 @@ class Loading:
     @functools.cached_property
     def index(self) -> WeightsIndex:
         """What the weights of the network that is described consist of; nothing where a graph holds them."""
-        record = self.record
-        return () if self._is_onnx else ActorMaker(record.spec, record.net, record.normalize_observation).make().index
+        return () if self._is_onnx else self._maker.make().index
+
+    @property
+    def _maker(self) -> ActorMaker:
+        """Of what acts; RLlib's own module where Millrace has none like it."""
+        record, network = self.record, getattr(self.file, "network", None)
+        return ActorMaker(record.spec, record.net, record.normalize_observation, network)
 
     @functools.cached_property
     def is_builtin(self) -> bool:
@@ -106,7 +116,7 @@ class Loading:
         """With the weights in it."""
         if isinstance(self.file, OnnxPolicy):
             return self.file.make_actor(self.record.spec)
-        return make_actor(self.record, self.parts[1], None, str(self.path))
+        return make_actor(self.record, self.parts[1], self._maker.network, str(self.path))
 
     @property
     def _is_onnx(self) -> bool:
@@ -116,8 +126,8 @@ class Loading:
 
     def files(self) -> Finding:
         """Is everything there that belongs to it?"""
-        places = [path for path in self.path.iterdir() if path.is_file()] if self.is_checkpoint else [self.path]
-        sizes = {path.name: path.stat().st_size for path in places}
+        places = [path for path in self.path.rglob("*") if path.is_file()] if self.path.is_dir() else [self.path]
+        sizes = {os.path.relpath(path, self.path): path.stat().st_size for path in places}
         lacking = [name for name in POLICY_FILES if self.is_checkpoint and not sizes.get(name)]
         if lacking:
             raise StuckError(f"{self.path} lacks {' and '.join(lacking)}, or they are empty")
@@ -136,6 +146,10 @@ class Loading:
 
     def manifest(self) -> Finding:
         """Is there one, of a format that this version reads?"""
+        if self.is_rllib:
+            _ = self.parts
+            what = "none: it is RLlib's, " + self.file.verify()["millrace_version"].removeprefix("RLlib ")
+            return Finding("note", "manifest", what)
         if not self.has_manifest:
             _ = self.parts
             what = "manifest.json is missing; the policy's files are whole as far as they themselves tell"
@@ -149,7 +163,7 @@ class Loading:
 
     def digests(self) -> Finding:
         """Are the files those that were written?"""
-        if not self.has_manifest:
+        if self.is_rllib or not self.has_manifest:
             return Finding("note", "digests", "not known without a manifest")
         if not self.is_checkpoint or self._lacks_trainer():
             _ = self.parts
@@ -173,11 +187,10 @@ class Loading:
         if not self.is_builtin:
             what = "the weights are of a network of the user's own, which no file can bring"
             return Finding("warning", "network", what, OWN_NETWORK)
-        record = self.record
-        maker = ActorMaker(record.spec, record.net, record.normalize_observation)
         numbers = sum(math.prod(shape) for _, shape in self.index)
-        place = "torch" if maker.needs_torch else "NumPy"
-        return Finding("ok", "network", f"built in, {numbers:,} numbers, inference in {place}")
+        kind = "RLlib's module" if self._maker.network is not None else "built in"
+        place = "torch" if self._maker.needs_torch else "NumPy"
+        return Finding("ok", "network", f"{kind}, {numbers:,} numbers, inference in {place}")
 
     def weights(self) -> Finding:
         """Are the arrays those that the network wants, and are they numbers?"""

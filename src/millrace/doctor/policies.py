@@ -8,6 +8,7 @@ from pathlib import Path
 
 from millrace.checkpoints.store import PREFIX
 from millrace.deploy.policy import find_policy
+from millrace.deploy.rllib_checkpoint import find_rllib
 from millrace.doctor.findings import Finding
 from millrace.doctor.health import examine_run
 from millrace.doctor.walk import walk
@@ -35,7 +36,7 @@ class Walked:
         return self.acts and not any(f.level == "warning" for f in self.findings if f.subject in TRAINER_STAGES)
 
 
-def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
+def examine(path: Path, env: str, deadline_s: float, trust: bool = False) -> Iterator[Finding]:
     """Load an exported policy, a checkpoint, or a run's newest one and those before until one acts; then its health.
 
     Raises:
@@ -45,6 +46,13 @@ def examine(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
         raise CheckpointError(f"{path} does not exist; name a run, a checkpoint or an exported policy")
     if path.is_file():
         find_policy(path)  # which says so where it is nothing of the kind
+    rllib = find_rllib(path)
+    if rllib is not None:
+        find_policy(path, trust)  # which says so where it is not trusted
+        yield from _examine_checkpoints([rllib.path], env, deadline_s, trust)
+        if rllib.path != path:
+            yield from examine_run(path)
+        return
     if path.is_file() or path.name.startswith(PREFIX):
         yield from _examine_checkpoints([path], env, deadline_s)
         return
@@ -67,13 +75,15 @@ def _no_checkpoint(path: Path) -> Finding:
     return Finding("error", "checkpoint", f"there is none in {path}", remedy, exit_code=CheckpointError.exit_code)
 
 
-def _examine_checkpoints(newest_first: list[Path], env: str, deadline_s: float) -> Iterator[Finding]:
+def _examine_checkpoints(
+    newest_first: list[Path], env: str, deadline_s: float, trust: bool = False
+) -> Iterator[Finding]:
     walked: list[Walked] = []
     for path in newest_first:
         last = Walked(path)
         walked.append(last)
         yield Finding("note", "policy", f"{'falling back on ' if len(walked) > 1 else ''}{path}")
-        for finding in walk(path, env, deadline_s):
+        for finding in walk(path, env, deadline_s, trust):
             last.findings.append(finding)
             yield finding
         if last.acts:
@@ -89,7 +99,7 @@ def _verdict(walked: list[Walked]) -> Finding:
     if any(finding.subject == "environment" and finding.level == "error" for finding in last.findings):
         what = f"{last.path.name} loads and acts; to play, and to be resumed, it needs an environment"
         return Finding("warning", "verdict", what, "from Python: millrace.resume(RUN, env=...), millrace.evaluate(...)")
-    if last.path.is_file():
+    if last.path.is_file() or find_rllib(last.path):
         return Finding("ok", "verdict", "it loads and acts")
     if any(finding.subject == "network" and finding.level == "warning" for finding in last.findings):
         return Finding("note", "verdict", f"the files of {last.path.name} are sound; it acts with the network it had")

@@ -17,18 +17,18 @@ from pathlib import Path
 
 from millrace import system
 from millrace.doctor.findings import Finding
-from millrace.doctor.loading import STAGES, without_env
+from millrace.doctor.loading import STAGES, TRUSTED, without_env
 
 POLL_S = 0.1
 LAST_WORDS_S = 2.0
 STACK_FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')
 
 
-def walk(path: Path, env: str, deadline_s: float) -> Iterator[Finding]:
+def walk(path: Path, env: str, deadline_s: float, trust: bool = False) -> Iterator[Finding]:
     """What each stage found, as it finishes. An environment that hangs or kills is survived, and the rest follows."""
     names = list(STAGES)
     while names:
-        child = Child(path, env, names)
+        child = Child(path, env, trust, names)
         try:
             while names and (finding := child.finding(deadline_s)) is not None:
                 names.remove(finding.subject)
@@ -53,8 +53,9 @@ def _lost(stage: str, ended: str, path: Path) -> Finding:
 class Child:
     """The process of `millrace.doctor.child`."""
 
-    def __init__(self, path: Path, env: str, stages: list[str]) -> None:
-        command = [sys.executable, "-X", "faulthandler", "-m", "millrace.doctor.child", str(path), env, *stages]
+    def __init__(self, path: Path, env: str, trust: bool, stages: list[str]) -> None:
+        given = [str(path), env, TRUSTED if trust else "", *stages]
+        command = [sys.executable, "-X", "faulthandler", "-m", "millrace.doctor.child", *given]
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - until killed
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors, encoding="utf-8"

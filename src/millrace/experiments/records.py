@@ -55,7 +55,7 @@ class RunRecord:
         """The trained policy, loaded from the last checkpoint; see `millrace.load_policy`."""
         from millrace.deploy.policy import load_policy
 
-        return load_policy(self.run_dir)
+        return load_policy(self.run_dir, trust=True)  # what this process had written
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it: no figure is null."""

@@ -52,6 +52,7 @@ def make_gradients(
         return SequenceGradients(policy, parameters, config, auxiliary)
     on_cpu = parameters.vector.device.type == "cpu"
     is_plain = config.precision == "fp32" and not config.compile and auxiliary is None
+    is_plain = is_plain and not policy.has_state_log_std
     if isinstance(network, DenseNetwork) and on_cpu and config.threads <= 1 and is_plain:
         return DenseGradients(policy, network, config)
     return AutogradGradients(policy, parameters, config, auxiliary)

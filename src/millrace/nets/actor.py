@@ -20,9 +20,11 @@ from millrace.nets.inputs import (
     state_size,
 )
 from millrace.ops.recurrence import gru_step, lstm_step
-from millrace.types import Array, SlotSpec
+from millrace.types import Array, ArraySpec, SlotSpec
 
 OBSERVATION_CLIP = 10.0
+LOG_STD_LIMIT = 20.0
+"""Where log standard deviations are outputs of the network; as RLlib has it."""
 
 
 class Forward(Protocol):
@@ -125,6 +127,9 @@ class NumpyActor:
         params += parts["network.policy_head.bias"]
         value = hidden[-1] @ parts["network.value_head.weight"]
         value += parts["network.value_head.bias"]
+        num_box = self._spec.action.num_box
+        if num_box and self._log_std is None:
+            np.clip(params[:, -num_box:], -LOG_STD_LIMIT, LOG_STD_LIMIT, out=params[:, -num_box:])
         if self._log_std is not None:
             params = np.concatenate([params, np.broadcast_to(self._log_std, (len(params), self._log_std.size))], 1)
         return params, value[:, 0]
@@ -144,18 +149,22 @@ class NumpyActor:
         return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
     def _prepared(self, key: str, array: Array) -> Array:
-        spec = self._spec.observation[key]
-        if spec.num_classes:
-            one_hot: Array = array[..., None] == np.arange(spec.num_classes)
-            return one_hot.reshape(len(array), -1).astype(np.float32)
-        flat = array.reshape(len(array), -1).astype(np.float32, copy=False)
         if key in self._normalized:
             name = f"normalizer.{module_name(key)}"
             offset, factor = self._parts[f"{name}.offset"], self._parts[f"{name}.factor"]
             # Broadcast over the frames of a stack, if there is one.
             normalized = (array.astype(np.float32, copy=False) - offset) * factor
-            return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP).reshape(flat.shape)
-        return flat * np.float32(spec.scale) if spec.scale != 1.0 else flat
+            return np.clip(normalized, -OBSERVATION_CLIP, OBSERVATION_CLIP).reshape(len(array), -1)
+        return prepared(self._spec.observation[key], array)
+
+
+def prepared(spec: ArraySpec, array: Array) -> Array:
+    """One raw observation array [B, ...] as a dense layer sees it, [B, inputs]: scaled, or one-hot."""
+    if spec.num_classes:
+        one_hot: Array = array[..., None] == np.arange(spec.num_classes)
+        return one_hot.reshape(len(array), -1).astype(np.float32)
+    flat = array.reshape(len(array), -1).astype(np.float32, copy=False)
+    return flat * np.float32(spec.scale) if spec.scale != 1.0 else flat
 
 
 def _relu(x: Array, out: Array) -> Array:

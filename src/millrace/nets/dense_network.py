@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from millrace.config import NetConfig
-from millrace.nets.inputs import dense_keys
-from millrace.nets.layers import dense_layers, num_outputs, orthogonal, side_by_side
+from millrace.nets.inputs import dense_keys, num_outputs
+from millrace.nets.layers import dense_layers, orthogonal, side_by_side
 from millrace.types import SlotSpec
 
 
@@ -24,7 +24,7 @@ class DenseNetwork(nn.Module):
             self.trunk = dense_layers(widths)
         else:
             self.actor, self.critic = dense_layers(widths), dense_layers(widths)
-        self.policy_head = orthogonal(nn.Linear(widths[-1], num_outputs(spec.action)), 0.01)
+        self.policy_head = orthogonal(nn.Linear(widths[-1], num_outputs(spec, net)), 0.01)
         self.value_head = orthogonal(nn.Linear(widths[-1], 1), 1.0)
         self.shared = net.shared
 

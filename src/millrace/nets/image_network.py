@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from millrace.config import NetConfig
 from millrace.nets.encoders import CONVOLUTIONS, ImageEncoder
-from millrace.nets.inputs import dense_keys, image_encoder, image_keys
-from millrace.nets.layers import ByKey, Head, num_outputs, orthogonal
+from millrace.nets.inputs import dense_keys, image_encoder, image_keys, num_outputs
+from millrace.nets.layers import ByKey, Head, orthogonal
 from millrace.types import SlotSpec
 
 
@@ -20,7 +20,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, spec: SlotSpec, net: NetConfig) -> None:
         super().__init__()
         self.body = ImageBody(spec, net)
-        self.policy_head = Head(self.body.num_features, num_outputs(spec.action), 0.01)
+        self.policy_head = Head(self.body.num_features, num_outputs(spec, net), 0.01)
         self.value_head = Head(self.body.num_features, 1, 1.0)
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

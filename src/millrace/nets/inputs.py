@@ -58,6 +58,16 @@ def normalized_keys(spec: SlotSpec, enabled: bool) -> list[str]:
     return [key for key, array in spec.observation.items() if enabled and array.dtype.startswith("float")]
 
 
+def has_free_log_std(spec: SlotSpec, net: NetConfig) -> bool:
+    """Whether log standard deviations are parameters of the policy, not outputs of the network."""
+    return spec.action.num_box > 0 and not net.state_log_std
+
+
+def num_outputs(spec: SlotSpec, net: NetConfig) -> int:
+    """Of the policy's head: logits and means, and log standard deviations where they depend on the state."""
+    return spec.action.num_params if net.state_log_std else spec.action.num_logits + spec.action.num_box
+
+
 def state_size(spec: SlotSpec, net: NetConfig) -> int:
     """S, the numbers of recurrent state that a slot needs: an LSTM carries its cell besides its output."""
     return num_streams(spec, net) * {"none": 0, "gru": net.memory_size, "lstm": 2 * net.memory_size}[net.memory]
@@ -75,7 +85,7 @@ def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> 
     def layer(name: str, num_inputs: int, num_outputs: int) -> None:
         index.extend([(f"network.{name}.weight", (num_outputs, num_inputs)), (f"network.{name}.bias", (num_outputs,))])
 
-    if spec.action.num_box:
+    if has_free_log_std(spec, net):
         index.append(("log_std", (spec.action.num_box,)))
     widths = (sum(spec.observation[key].num_inputs for key in dense_keys(spec, net)), *net.hidden)
     for trunk in dense_trunks(spec, net):
@@ -88,7 +98,7 @@ def dense_index(spec: SlotSpec, net: NetConfig, normalize_observation: bool) -> 
             index += [(f"{memory}.weight_hh_l0", (gates, net.memory_size))]
             index += [(f"{memory}.bias_{of}_l0", (gates,)) for of in ("ih", "hh")]
     num_features = widths[-1] if net.memory == "none" else net.memory_size
-    layer("policy_head", num_features, spec.action.num_logits + spec.action.num_box)
+    layer("policy_head", num_features, num_outputs(spec, net))
     layer("value_head", num_features, 1)
     for key in normalized_keys(spec, normalize_observation):
         index += [

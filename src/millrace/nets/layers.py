@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from millrace.nets.inputs import module_name
-from millrace.types import ActionSpec
 
 
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
@@ -25,11 +24,6 @@ def orthogonal_matrix(weight: Tensor, gain: float) -> None:
     """In place; nothing on the device `meta`, for which torch would load half a second of libraries."""
     if not weight.is_meta:
         nn.init.orthogonal_(weight, gain)
-
-
-def num_outputs(action: ActionSpec) -> int:
-    """Logits and means; log standard deviations are parameters of the policy."""
-    return action.num_logits + action.num_box
 
 
 def dense_layers(widths: tuple[int, ...]) -> nn.ModuleList:

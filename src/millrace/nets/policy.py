@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from millrace.config import NetConfig
-from millrace.nets.actor import OBSERVATION_CLIP
+from millrace.nets.actor import LOG_STD_LIMIT, OBSERVATION_CLIP
 from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.encoders import channels_last_in_memory
 from millrace.nets.image_network import ImageNetwork
-from millrace.nets.inputs import WeightsIndex, image_keys, normalized_keys
+from millrace.nets.inputs import WeightsIndex, has_free_log_std, image_keys, normalized_keys
 from millrace.nets.layers import ByKey
 from millrace.nets.recurrent_network import RecurrentNetwork
 from millrace.types import Array, SlotSpec
@@ -26,7 +26,8 @@ class Network(Protocol):
     """What a user's own `nn.Module` must offer to be trained.
 
     `forward` takes the prepared observations, float32 [N, ...] by key (images scaled to 0..1, categories
-    one-hot; stacked frames [N, K, ...]), and returns logits and means [N, num_logits + num_box] and values [N].
+    one-hot; stacked frames [N, K, ...]), and returns logits and means [N, num_logits + num_box] and values [N]; with
+    `net.state_log_std` log standard deviations behind the means.
 
     A network with recurrence has an attribute `state_size`, the S numbers that it carries from step to step of a
     slot. Its `forward(observation, state, begins)` takes N = T x B rows, time-major, the state [B, S] before the
@@ -53,7 +54,8 @@ class Policy(nn.Module):
         self.normalizer = ByKey(
             {key: Normalizer(spec.observation[key].shape) for key in normalized_keys(spec, normalize_observation)}
         )
-        if spec.action.num_box:
+        self.has_state_log_std = net.state_log_std and spec.action.num_box > 0
+        if has_free_log_std(spec, net):
             self.log_std = nn.Parameter(torch.full((spec.action.num_box,), net.log_std_init))
 
     @property
@@ -103,8 +105,12 @@ class Policy(nn.Module):
 
     def with_deviations(self, params: Tensor) -> Tensor:
         """Log standard deviations beside logits and means, where actions are continuous."""
-        if not self.spec.action.num_box:
+        num_box = self.spec.action.num_box
+        if not num_box:
             return params
+        if self.has_state_log_std:
+            log_std = params[:, -num_box:].clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)
+            return torch.cat([params[:, :-num_box], log_std], dim=1)
         return torch.cat([params, self.log_std.expand(params.shape[0], -1)], dim=1)
 
     def prepared(self, key: str, array: Tensor) -> Tensor:

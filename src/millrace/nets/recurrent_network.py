@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from millrace.config import NetConfig
 from millrace.nets.dense_network import DenseBody
 from millrace.nets.image_network import ImageBody
-from millrace.nets.inputs import image_keys, num_streams, state_size
-from millrace.nets.layers import Head, num_outputs, orthogonal_matrix
+from millrace.nets.inputs import image_keys, num_outputs, num_streams, state_size
+from millrace.nets.layers import Head, orthogonal_matrix
 from millrace.types import SlotSpec
 
 
@@ -25,7 +25,7 @@ class RecurrentNetwork(nn.Module):
         super().__init__()
         self.state_size = state_size(spec, net)
         self.streams = nn.ModuleList(Stream(spec, net) for _ in range(num_streams(spec, net)))
-        self.policy_head = Head(net.memory_size, num_outputs(spec.action), 0.01)
+        self.policy_head = Head(net.memory_size, num_outputs(spec, net), 0.01)
         self.value_head = Head(net.memory_size, 1, 1.0)
 
     def body(self, observation: dict[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import print_json
-from millrace.cli.parser import Parser
+from millrace.cli.parser import Parser, add_trust
 
 if TYPE_CHECKING:
     from millrace.doctor.findings import Finding
@@ -39,6 +40,7 @@ def parser() -> Parser:
     options.add_argument(
         "--deadline-s", type=float, default=120.0, metavar="FLOAT", help="for each stage of loading [120]"
     )
+    add_trust(options)
     options.add_argument("--run-dir", default="runs", metavar="DIR", help="where runs are to be written [runs]")
     options.add_argument("--json", action="store_true", help="one JSON object")
     return options
@@ -52,7 +54,7 @@ def run(words: list[str]) -> int:
     from millrace.doctor.findings import exit_code
 
     found = []
-    for finding in _findings(arguments.target, arguments.env, arguments.deadline_s, Path(arguments.run_dir)):
+    for finding in _findings(arguments):
         found.append(finding)
         if not arguments.json:
             print(described(finding), flush=True)
@@ -61,14 +63,14 @@ def run(words: list[str]) -> int:
     return exit_code(found)
 
 
-def _findings(target: str | None, env: str, deadline_s: float, run_dir: Path) -> Iterator[Finding]:
-    if target is None:
+def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
+    if arguments.target is None:
         from millrace.doctor.machine import examine_machine
 
-        return examine_machine(run_dir)
+        return examine_machine(Path(arguments.run_dir))
     from millrace.doctor.policies import examine
 
-    return examine(Path(target), env, deadline_s)
+    return examine(Path(arguments.target), arguments.env, arguments.deadline_s, arguments.trust)
 
 
 def described(finding: Finding) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import print_json, seconds
-from millrace.cli.parser import Parser
+from millrace.cli.parser import Parser, add_trust
 from millrace.cli.settings import add_dict_option
 from millrace.errors import ConfigError
 
@@ -49,6 +49,7 @@ def add_playing(options: argparse.ArgumentParser) -> None:
     options.add_argument("--seed", type=int, default=0, metavar="INT", help="of the first episode [0]")
     options.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most probable")
     options.add_argument("--env", metavar="ENV", help="another environment than the run's: id or MODULE:FUNCTION")
+    add_trust(options)
     add_dict_option(options, "env.kwargs", "arguments for the environment besides the run's")
 
 
@@ -58,7 +59,7 @@ def run(words: list[str]) -> int:
     _check(arguments)
     from millrace.deploy.policy import load_policy
 
-    policies = {name: load_policy(name) for name in dict.fromkeys(arguments.runs)} or {"": load_policy()}
+    policies = {name: load_policy(name, trust=arguments.trust) for name in dict.fromkeys(arguments.runs) or [""]}
     if len(policies) == 1:
         _evaluate_one(arguments, *policies.values())
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import print_json
-from millrace.cli.parser import Parser
+from millrace.cli.parser import Parser, add_trust
 
 EXAMPLES = """\
   millrace export runs/mine policy.millrace         weights, normalisers and description, to be loaded anywhere
@@ -22,6 +22,7 @@ def parser() -> Parser:
     options.add_argument("run", metavar="RUN", help="a run, a checkpoint or an archive")
     options.add_argument("out", metavar="FILE", help="NAME.millrace or NAME.onnx")
     options.add_argument("--network", metavar="MODULE:NAME", help="what makes your own network, where you trained one")
+    add_trust(options)
     options.add_argument("--json", action="store_true", help="one JSON object")
     return options
 
@@ -31,7 +32,7 @@ def run(words: list[str]) -> int:
     arguments = parser().parse(words)
     from millrace.deploy.export import export_policy
 
-    done = export_policy(arguments.run, arguments.out, network=_network(arguments.network))
+    done = export_policy(arguments.run, arguments.out, network=_network(arguments.network), trust=arguments.trust)
     size_bytes = done.path.stat().st_size
     if arguments.json:
         print_json({**vars(done), "bytes": size_bytes})

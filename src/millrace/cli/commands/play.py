@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from millrace.checkpoints.store import PREFIX
 from millrace.cli.commands.eval import add_playing
 from millrace.cli.main import COMMANDS
 from millrace.cli.output import number
@@ -35,7 +36,7 @@ def run(words: list[str]) -> int:
     from millrace.deploy.play import play
     from millrace.deploy.policy import load_policy
 
-    policy = load_policy(arguments.run)
+    policy = load_policy(arguments.run, trust=arguments.trust)
     target, episode_return = play(
         policy,
         arguments.out or _default_target(policy.checkpoint),
@@ -52,5 +53,9 @@ def run(words: list[str]) -> int:
 
 
 def _default_target(source: Path) -> Path:
-    """In the run of a checkpoint; beside an exported file."""
-    return source.with_suffix(".gif") if source.is_file() else source.parent.parent / "media" / "game.gif"
+    """In the run of a checkpoint; beside an exported file, or a checkpoint of RLlib's own."""
+    if source.is_file():
+        return source.with_suffix(".gif")
+    run = source.parent.parent
+    is_run = source.name.startswith(PREFIX) or (run / "config.toml").exists()
+    return run / "media" / "game.gif" if is_run else source.with_name(f"{source.name}.gif")

@@ -31,10 +31,14 @@ def run(words: list[str]) -> int:
     """Go on training."""
     arguments = parser().parse(words)
     from millrace.rundir import RunDirectory, find_checkpoint
-    from millrace.training import resume
+    from millrace.training import resume, rllib_run
 
     # Settings of tables add to the run's own, and are checked before anything starts.
-    saved = RunDirectory(find_checkpoint(arguments.run).path.parent.parent).read_config()
+    trained_by_rllib = rllib_run(arguments.run)
+    directory = (
+        trained_by_rllib[1] if trained_by_rllib else RunDirectory(find_checkpoint(arguments.run).path.parent.parent)
+    )
+    saved = directory.read_config()
     changed = overrule(saved, arguments.settings)
     settings = {name: look_up(changed, name) for name in arguments.settings}
     # How the run was shown when it began says nothing about now.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millrace.cli.experiments import add_parallel, parse_seeds, print_seeds
 from millrace.cli.main import COMMANDS, INTERRUPTED
 from millrace.cli.output import number, print_json, print_table, seconds
-from millrace.cli.parser import Parser
+from millrace.cli.parser import Parser, add_trust
 from millrace.cli.settings import add_settings, overrule
 from millrace.config import Config, recipe_names
 from millrace.errors import ConfigError
@@ -22,6 +22,7 @@ EXAMPLES = """\
   millrace train millrace/RealmMini-v0 --env.kwargs map=random --env.kwargs num_maps=64
   millrace train settings.toml --run-dir runs/mine --auto-resume
   millrace train CartPole-v1 --seeds 5 --parallel 2    five runs, a table and their curves
+  millrace train CartPole-v1 --engine rllib         the same by RLlib, to compare
   millrace config CartPole-v1 > settings.toml       a file to start from
 
 Settings marked 0 = auto or -1 = auto are filled in from the environment and the machine."""
@@ -39,6 +40,7 @@ def parser() -> Parser:
     options.add_argument(
         "--init-from", metavar="RUN|CHECKPOINT", help="start from these weights and normalisers, all else fresh"
     )
+    add_trust(options)
     options.add_argument("--auto-resume", action="store_true", help="continue --run-dir where it holds a checkpoint")
     options.add_argument(
         "--seeds", metavar="N|N,N,...", help="train once per seed: so many, counted from --seed, or these"
@@ -65,13 +67,19 @@ def run(words: list[str]) -> int:
         return _run_seeds(config, arguments)
     if arguments.parallel is not None:
         raise ConfigError(f"--parallel {arguments.parallel} goes with --seeds; a single run has --workers")
-    if config.collect.backend == "ray":
+    if config.collect.backend == "ray" and config.engine == "millrace":
         from millrace.collect.ray_session import begin_early
 
         begin_early(config)
     from millrace.training import train  # after the settings are found good: it takes a second
 
-    result = train(config, init_from=arguments.init_from, auto_resume=arguments.auto_resume, quiet=arguments.quiet)
+    result = train(
+        config,
+        init_from=arguments.init_from,
+        trust=arguments.trust,
+        auto_resume=arguments.auto_resume,
+        quiet=arguments.quiet,
+    )
     return report(result, arguments)
 
 
@@ -118,11 +126,14 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
 
 def print_next(result: Result) -> None:
     """Commands to try now."""
+    from millrace.deploy.rllib_checkpoint import find_rllib
+
+    trust = " --trust" if find_rllib(result.run_dir) else ""
     print("\nnext:")
     print_table(
         [
-            (f"  millrace eval {result.run_dir}", "how good it is without exploring"),
-            (f"  millrace play {result.run_dir}", "watch a game"),
+            (f"  millrace eval {result.run_dir}{trust}", "how good it is without exploring"),
+            (f"  millrace play {result.run_dir}{trust}", "watch a game"),
             (f"  millrace resume {result.run_dir}{_lifted_limit(result)}", "train on"),
         ]
     )

@@ -1,0 +1,1 @@
+"""Training with RLlib: environments offered to it, settings translated, a run of Millrace's around it."""
