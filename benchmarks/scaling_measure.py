@@ -10,6 +10,8 @@ python -m benchmarks.scaling_model measure --part grants        and what the gra
 from __future__ import annotations
 
 import argparse
+import itertools
+import random
 import statistics
 import sys
 import time
@@ -96,7 +98,7 @@ def composed(parts: dict[str, float], workers: int) -> float:
     cluster = Cluster(
         step_s=parts["collect_s"] / parts["rows"], step_deviation_s=0.0, inference_s=0.0, slots=1,
         steps=int(parts["rows"]), row_bytes=0.0, weight_bytes=0.0, learn_row_s=parts["learn_row_s"],
-        message_s=parts["message_s"], rollout_handling_s=0.0, grant_actor_s=0.0, latency_s=0.0, actors=workers,
+        message_s=parts["message_s"], rollout_handling_s=0.0, latency_s=0.0, actors=workers,
     )  # fmt: skip
     return steps_per_second(cluster)
 
@@ -258,30 +260,36 @@ def messages(actors: int = 6, count: int = 200, warmup: int = 20) -> None:
 
 @dataclass
 class AtOnce:
-    """A pool whose rollouts are there when they are asked for, 32 at a time."""
+    """A pool whose rollouts are there when they are asked for, some at a time."""
 
     workers: int
+    message: int
+    is_shuffled: bool
     setup: Any = field(default_factory=lambda: SimpleNamespace(policy=SimpleNamespace(restarts=0)))
     board: Any = field(default_factory=lambda: SimpleNamespace(version=0))
-    under_way: list[tuple[int, int]] = field(default_factory=list)
+    under_way: list[tuple[int, int, int]] = field(default_factory=list)
+    """Worker, place and version."""
 
     def __post_init__(self) -> None:
-        self.active = self.workers
-        self.slab = SimpleNamespace(num_free=10**9, acquire=lambda: len(self.under_way), release=lambda place: None)
+        self.active, self._places, self._random = self.workers, itertools.count(), random.Random(0)
+        self.slab = SimpleNamespace(num_free=10**9, acquire=lambda: next(self._places), release=lambda place: None)
 
     def is_up(self, worker: int) -> bool:
         return True
 
     def grant(self, worker: int, place: int, version: int | None = None) -> None:
-        self.under_way.append((worker, place))
+        self.under_way.append((worker, place, self.board.version))
+        if self.is_shuffled:
+            other = self._random.randrange(len(self.under_way))
+            self.under_way[-1], self.under_way[other] = self.under_way[other], self.under_way[-1]
 
     def poll(self, timeout_s: float) -> list[Any]:
         from millrace.collect.collector import Collected
         from millrace.collect.pool import Outcome
         from millrace.types import CollectorTimes
 
-        done, self.under_way = self.under_way[:32], self.under_way[32:]
-        return [Outcome(w, p, Collected(0, (), CollectorTimes(), 0)) for w, p in done]
+        done, self.under_way = self.under_way[: self.message], self.under_way[self.message :]
+        return [Outcome(w, p, Collected(version, (), CollectorTimes(), 0)) for w, p, version in done]
 
 
 @dataclass
@@ -289,37 +297,50 @@ class Counting:
     """A queue of rollouts that hold nothing."""
 
     batch: int
-    ready: int = 0
+    ready: list[Any] = field(default_factory=list)
 
     def admits(self, num_granted: int, updates_ahead: int) -> bool:
-        return updates_ahead + (num_granted + self.ready) // self.batch <= 1
+        return updates_ahead + (num_granted + len(self.ready)) // self.batch <= 1
 
     def insert(self, item: Any) -> None:
-        self.ready += 1
+        self.ready.append(item)
+
+    def waiting(self) -> list[Any]:
+        return list(self.ready)
 
     def can_take(self) -> bool:
-        return self.ready >= self.batch
+        return len(self.ready) >= self.batch
 
     def take(self, version: int, progress: float) -> Any:
-        self.ready -= self.batch
+        self.ready.sort(key=lambda item: item.version)
+        del self.ready[: self.batch]
         return SimpleNamespace(emphasis=None)
 
 
 def grants() -> None:
     """The source alone: granting and settling, nothing collected, nothing copied."""
+    print("| workers | in the order of their grants, CPU, us a rollout | in any order | in any order, one by one |")
+    print("| --- | --- | --- | --- |")
+    for workers in (10, 100, 1000, 3000, 10_000):
+        spent = (_grant_us(workers, 32, False), _grant_us(workers, 32, True), _grant_us(workers, 1, True))
+        print(f"| {workers:,} | {' | '.join(f'{us:,.0f}' for us in spent)} |", flush=True)
+
+
+def _grant_us(workers: int, message: int, is_shuffled: bool) -> float:
+    """CPU, a rollout."""
     from millrace.collect.source import RolloutSource
     from millrace.config import CollectConfig
 
-    print("| workers | CPU, us a rollout |\n| --- | --- |")
-    for workers in (10, 100, 1000, 3000):
-        config = CollectConfig(workers=workers, max_policy_lag=1, rollout_steps=1, envs_per_worker=1)
-        source = RolloutSource(AtOnce(workers), config, Counting(workers))  # type: ignore[arg-type]
+    config = CollectConfig(workers=workers, max_policy_lag=1, rollout_steps=1, envs_per_worker=1)
+    pool = AtOnce(workers, message, is_shuffled)
+    source = RolloutSource(pool, config, Counting(workers))  # type: ignore[arg-type]
+    source.next_batch()
+    batches = max(3, 2000 // workers)
+    begin = time.process_time()
+    for _ in range(batches):
+        source.updates = pool.board.version = source.updates + 1
         source.next_batch()
-        batches = max(1, 2000 // workers)
-        begin = time.process_time()
-        for _ in range(batches):
-            source.next_batch()
-        print(f"| {workers:,} | {(time.process_time() - begin) / batches / workers * 1e6:,.0f} |", flush=True)
+    return (time.process_time() - begin) / batches / workers * 1e6
 
 
 def main(words: Sequence[str]) -> None:

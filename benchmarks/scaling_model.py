@@ -60,10 +60,8 @@ class Cluster:
     """From an actor to the trainer or back, with nothing in the way."""
     message_s: float = 0.0004
     """What a message costs the trainer's process, whatever is in it: it is told, fetches, calls again."""
-    rollout_handling_s: float = 0.000005
-    """What each rollout in a message costs there besides."""
-    grant_actor_s: float = 0.00000014
-    """What each rollout costs there for every actor that there is: the grant rule looks at all of them."""
+    rollout_handling_s: float = 0.00001
+    """What each rollout in a message costs there besides: the grant rule."""
     copy_bytes_per_s: float = 4e9
     """At which the trainer copies rollouts into a batch."""
     max_policy_lag: int = 1
@@ -133,7 +131,7 @@ def message_cost_s(cluster: Cluster, rollouts: float) -> float:
     """What a message with so many rollouts keeps a learner's process busy, learners sharing the messages."""
     plain_bytes = rollouts * cluster.plain_bytes
     unpacking_s = plain_bytes / cluster.compression.decompress_bytes_per_s if cluster.compression else 0.0
-    handling_s = cluster.message_s + rollouts * (cluster.rollout_handling_s + cluster.actors * cluster.grant_actor_s)
+    handling_s = cluster.message_s + rollouts * cluster.rollout_handling_s
     return (handling_s + plain_bytes / cluster.copy_bytes_per_s + unpacking_s) / cluster.learners
 
 

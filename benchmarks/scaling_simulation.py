@@ -135,7 +135,8 @@ class Simulation:
         self.counts = Counts()
         self.update_ends: list[float] = []
         self.updates = 0
-        self.ready: list[Rollout] = []
+        self.ready: Counter[int] = Counter()
+        """Rollouts that the trainer has, by the version of their weights."""
         self._on_stale = on_stale
         self._random = random.Random(seed)
         self._learners = [Link(self.env, cluster.learner_bytes_per_s) for _ in range(cluster.learners)]
@@ -213,23 +214,35 @@ class Simulation:
             self.update_ends.append(self.env.now)
 
     def _is_ready(self) -> bool:
-        oldest = self.updates - self.cluster.max_policy_lag
         if self._on_stale == "drop":
-            kept = [rollout for rollout in self.ready if rollout.version >= oldest]
-            self.counts.dropped += len(self.ready) - len(kept)
-            self.ready = kept
-        elif any(version <= oldest for version in self._versions_granted):
-            return False  # some rollout under way would be too old for the batch after this one
-        return len(self.ready) >= self.cluster.batch
+            oldest = self.updates - self.cluster.max_policy_lag
+            for version in [version for version in self.ready if version < oldest]:
+                self.counts.dropped += self.ready.pop(version)
+            return self.ready.total() >= self.cluster.batch
+        return self.ready.total() >= self.cluster.batch and not self._must_wait()
+
+    def _must_wait(self) -> bool:
+        """The rule of `RolloutSource`: at most `j` batches of what is left may be too old `j` updates from now."""
+        size, lag = self.cluster.batch, self.cluster.max_policy_lag
+        left = self.ready - self._oldest_batch() + self._versions_granted
+        ages = {self.updates - version: count for version, count in left.items()}
+        too_old = (sum(count for age, count in ages.items() if age + j >= lag) for j in range(lag + 1))
+        return bool(self._versions_granted) and any(count > j * size for j, count in enumerate(too_old))
+
+    def _oldest_batch(self) -> Counter[int]:
+        taken: Counter[int] = Counter()
+        for version in sorted(self.ready):
+            taken[version] = min(self.ready[version], self.cluster.batch - taken.total())
+        return taken
 
     def _take(self) -> None:
-        self.ready.sort(key=lambda rollout: rollout.version)
-        taken, self.ready = self.ready[: self.cluster.batch], self.ready[self.cluster.batch :]
-        self.counts.learned += len(taken)
-        self.counts.lags.update(self.updates - rollout.version for rollout in taken)
+        taken = self._oldest_batch()
+        self.ready -= taken
+        self.counts.learned += taken.total()
+        self.counts.lags.update({self.updates - version: count for version, count in taken.items() if count})
 
     def _grant(self, updates_under_way: int) -> None:
-        while updates_under_way + (self.under_way + len(self.ready)) // self.cluster.batch <= self._most_ahead:
+        while updates_under_way + (self.under_way + self.ready.total()) // self.cluster.batch <= self._most_ahead:
             load = next((load for load in range(self._most_ahead + 1) if self._by_load[load]), None)
             if load is None:
                 return
@@ -249,7 +262,7 @@ class Simulation:
             actor = rollout.grant.actor
             self._move(actor, self._load[actor] - 1)
             self._versions_granted[rollout.grant.version] -= 1
-            self.ready.append(rollout)
+            self.ready[rollout.version] += 1
         self._versions_granted = +self._versions_granted  # without those that are all in
 
     def _move(self, actor: int, load: int) -> None:
@@ -281,17 +294,16 @@ def remedies() -> dict[str, dict[str, Cluster]]:
     """Clusters at which something has become too small, and what may be done, by a title."""
     slow = replace(GAMES["slow game"], actors=10_000)
     realm, atari = (replace(GAMES[name], actors=1000) for name in ("Realm", "Atari-like"))
-    small = replace(slow, batch_rollouts=256, grant_actor_s=0.0, relay_rollouts=8)
-    many = replace(atari, actors=10_000, batch_rollouts=128, max_policy_lag=4, grant_actor_s=0.0)
+    small = replace(slow, batch_rollouts=256, relay_rollouts=8)
+    many = replace(atari, actors=10_000, batch_rollouts=128, max_policy_lag=4)
     return {
         "slow game, 10,000 actors": {
             "as it is": slow,
-            "grants that do not look at every actor": replace(slow, grant_actor_s=0.0),
             "rollouts of 256 steps": replace(slow, steps=256),
+            "relays, 8 rollouts a message": replace(slow, relay_rollouts=8),
             "relays, 32 rollouts a message": replace(slow, relay_rollouts=32),
-            "relays, and such grants": replace(slow, relay_rollouts=32, grant_actor_s=0.0),
-            "relays, such grants, lag 2": replace(slow, relay_rollouts=32, grant_actor_s=0.0, max_policy_lag=2),
-            "relays, such grants, 4 learners": replace(slow, relay_rollouts=32, grant_actor_s=0.0, learners=4),
+            "relays of 32, lag 2": replace(slow, relay_rollouts=32, max_policy_lag=2),
+            "relays of 32, 4 learners": replace(slow, relay_rollouts=32, learners=4),
             "4 learners": replace(slow, learners=4),
         },
         "slow game, 10,000 actors, an update of 256 rollouts, relays of 8": {
