@@ -111,6 +111,7 @@ class RolloutSource:
     def __post_init__(self) -> None:
         self._restarts_seen = 0  # of this process; the counts go on over resumes
         self._granted: dict[tuple[int, int], Grant] = {}  # by worker and place
+        self._versions_granted = collections.Counter[int]()
         self._num_granted = self._num_taken = 0  # rollouts, batches
         # Every batch takes one rollout of each worker, up or not, so that nothing depends on who is quick.
         self._is_in_turn = not self.is_replay and (self.config.max_policy_lag == 0 or self.config.deterministic)
@@ -184,10 +185,15 @@ class RolloutSource:
         left, at most `j` batches may be as old as is allowed `j` updates from now.
         """
         size, lag = self.config.workers, self.config.max_policy_lag
+        under_way = self._versions_granted
+        if not under_way or min(under_way) <= self.updates - lag:
+            return bool(under_way)
         left = sorted(item.version for item in self.buffer.waiting())[size:]
-        ages = [self.updates - version for version in left]
-        ages += [self.updates - grant.version for grant in self._granted.values()]
-        return bool(self._granted) and any(sum(age + j >= lag for age in ages) > j * size for j in range(lag + 1))
+        versions = under_way + collections.Counter(left)
+        return any(
+            sum(count for version, count in versions.items() if version <= self.updates - lag + j) > j * size
+            for j in range(1, lag + 1)
+        )
 
     def _drop_stale(self, oldest_version: int) -> None:
         for env_steps in self.buffer.drop_stale(oldest_version):
@@ -205,6 +211,7 @@ class RolloutSource:
             grant = Grant(worker, self.pool.slab.acquire(), self.version, turn, time.perf_counter())
             self._num_granted += 1
             self._granted[worker, grant.place] = grant
+            self._versions_granted[grant.version] += 1
             self._load(worker, 1)
             self.pool.grant(worker, grant.place, grant.version if self.config.deterministic else None)
 
@@ -227,6 +234,9 @@ class RolloutSource:
 
     def _settle(self, outcome: Outcome) -> None:
         grant = self._granted.pop((outcome.worker, outcome.place))
+        self._versions_granted[grant.version] -= 1
+        if not self._versions_granted[grant.version]:
+            del self._versions_granted[grant.version]
         self._load(outcome.worker, -1)
         self._count_restarts()
         if outcome.collected is not None:
