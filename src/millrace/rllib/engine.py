@@ -153,9 +153,10 @@ class RllibRun:
     def _record(self, results: dict[str, Any]) -> None:
         """Count what an iteration brought, and write a row of figures if one is due."""
         runners, counters = results.get("env_runners", {}), self.counters
+        before = counters.env_steps
         counters.env_steps = int(_first(results, runners, "num_env_steps_sampled_lifetime", counters.env_steps))
         counters.episodes = int(runners.get("num_episodes_lifetime", counters.episodes))
-        counters.updates += 1
+        counters.updates += counters.env_steps > before  # APPO returns now and then before anything has come
         mean_return = float(runners.get("episode_return_mean", math.nan))
         counters.mean_return = None if math.isnan(mean_return) else mean_return
         self._stop_if_done()
