@@ -134,7 +134,7 @@ def _metered(config: AlgorithmConfig, make_env: MakeEnv, runners: int, job: Job)
 def _build(config: AlgorithmConfig, make_env: MakeEnv, runners: int, job: Job) -> Any:
     """An algorithm whose learner is in this process, with as many of Ray's processors as it has runners."""
     torch.set_num_threads(1)
-    ray.init(num_cpus=runners + 2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init("local", num_cpus=runners + 2, include_dashboard=False, logging_level="error", log_to_driver=False)
     register_env("game", make_env)
     config.environment("game").env_runners(num_env_runners=runners, sample_timeout_s=600.0).learners(num_learners=0)
     config.rl_module(model_config=NETWORK).debugging(seed=job.seed, log_level="ERROR")
