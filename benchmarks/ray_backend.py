@@ -59,7 +59,7 @@ def _work(name: str) -> tuple[Any, dict[str, Any], float]:
     """Environment, settings, and the steps per second that nothing can exceed; 0 where that is not known."""
     from benchmarks.envs import make_sleep, make_slow_uneven
 
-    central = {"collect.inference": "central", "ray.worker_cpus": 0.25}
+    central = {"collect.inference": "central", "ray.worker_cpus": 0.25, "collect.rollout_steps": 64}
     return {
         "cost-sleep": (functools.partial(make_sleep, 1.0), PAIR, 0.0),
         "cost-compute": (functools.partial(BusyEnv, 0.001), PAIR, 0.0),

@@ -114,7 +114,8 @@ class CollectConfig:
     max_batch_slots: int = 0
     """`central`: most slots that one forward pass takes, in whole questions of workers; 0 = all that are waiting."""
     max_wait_ms: float = 1.0
-    """`central`: once a worker asks, others are waited for this long, so that more slots share a forward pass."""
+    """`central`: once a worker asks, others are waited for this long, but no longer than an answer takes, so that more
+    slots share a forward pass."""
     inference_threads: int = 0
     """`central`: threads of a forward pass on the CPU; 0 = auto, a quarter of the cores."""
     publish_every_updates: int = 1

@@ -154,6 +154,15 @@ def test_workers_of_central_inference_load_no_torch(cluster, run_dir):
         assert not any(libraries_of(pid, "torch") for pid in workers)
 
 
+@pytest.mark.parametrize(("env", "wanted", "gpus"), [(Clock, -1.0, 0.0), (Pixels, -1.0, 1.0), (Pixels, 0.5, 0.5)])
+def test_central_inference_asks_for_a_gpu_where_there_is_one_and_torch_acts(
+    env, wanted, gpus, cluster, run_dir, monkeypatch
+):
+    with opened(env, run_dir, **RAY, **{"collect.inference": "local", "ray.inference_gpus": wanted}) as run:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+        assert run.source.pool.host._gpus == gpus
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_nothing_is_lost_with_an_inference_actor_that_dies_or_hangs(number, cluster, run_dir):
     settings = {"collect.step_timeout_s": 2.0, "collect.restart_backoff_s": 0.1}

@@ -58,6 +58,7 @@ class Teller:
         self._desks = [exchange.desk(index) for index in range(exchange.layout.num_desks)]
         self._board, self._busy = board, busy
         self._weights, self._held = np.empty(setup.weights_size, np.float32), NOTHING
+        self._answer_s = 0.0  # that the last answer took
         self._first = 0  # whose turn it is where not all fit into a batch
 
     def turn(self) -> None:
@@ -66,7 +67,9 @@ class Teller:
         asking = self._gather()
         if len(asking):
             self._refresh()
+            begin_s = time.perf_counter()
             self._answer(asking)
+            self._answer_s = time.perf_counter() - begin_s
 
     def _gather(self) -> Array:
         """Desks with questions: those that are there, and those that come while it is worth waiting."""
@@ -74,7 +77,8 @@ class Teller:
         if not len(asking):
             self._exchange.questions.acquire(True, WAKE_INTERVAL_S)
             asking = self._asking()
-        deadline_s = time.perf_counter() + self._setup.max_wait_s
+        # Longer than an answer takes, waiting for another question costs more than it can save.
+        deadline_s = time.perf_counter() + min(self._setup.max_wait_s, self._answer_s)
         while len(asking) and not self._is_enough(asking):
             left_s = deadline_s - time.perf_counter()
             if left_s <= 0 or not self._exchange.questions.acquire(True, left_s):

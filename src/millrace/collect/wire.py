@@ -175,14 +175,17 @@ class Switchboard:
         """Nobody rings here but the network."""
 
     def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool:
-        """Take in what has come; whether anything had."""
+        """Take in what has come; whether anything had while this waited for it.
+
+        Without waiting the answer is no: all that was there lies on its desk by now, and need not be asked for again.
+        """
         events = self._selector.select(timeout if block else 0)
         for key, _ in events:
             if key.data is None:
                 self._accept()
             elif not key.data.read():
                 self._drop(key.data)
-        return bool(events)
+        return block and bool(events)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
