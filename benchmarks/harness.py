@@ -31,7 +31,7 @@ from benchmarks.child import LAUNCHED_AT, SCRATCH, SEED
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MEMORY_INTERVAL_S = 0.5
-MEMORY_SHARE = 0.02  # of the time at most: adding up seventy processes takes a quarter of a second of a core
+MEMORY_SHARE = 0.02  # of the time at most: looking at many large processes takes long
 BYTES_PER_MB = 1e6
 
 
