@@ -265,6 +265,12 @@ def test_a_missing_ray_says_how_to_get_it(run_dir, monkeypatch):
         quick_train(Clock, run_dir, backend="ray")
 
 
+def test_whoever_has_connected_to_ray_is_left_connected(cluster, run_dir, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.9:6379")
+    quick_train(Clock, run_dir, {"stop.updates": 1}, backend="ray")
+    assert ray.is_initialized()
+
+
 def test_a_number_of_workers_that_follows_this_machine_is_refused(cluster, run_dir):
     settings = {"collect.scaling": "machine"}
     with pytest.raises(ConfigError, match="goes by the cores of this machine, and Ray by those of the cluster"):

@@ -40,7 +40,7 @@ class RaySession:
         self._working_dir = config.ray.working_dir or _directory_of(config.env.id)
         self.address = config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
         self.is_ours, self.dashboard_url = False, ""
-        self._is_connected = False
+        self._has_connected = False
         self._problem: Exception | None = None
         self._has_tried, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._begin, name="ray-session", daemon=True)
@@ -90,7 +90,6 @@ class RaySession:
         import ray
 
         if ray.is_initialized():  # by the caller, who also ends it
-            self._is_connected = True
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address:
@@ -101,7 +100,7 @@ class RaySession:
                 context = ray.init("local", **self._local(self._config), **quiet)
             self.is_ours = True
         self.dashboard_url = getattr(context, "dashboard_url", "") or ""
-        self._is_connected = True
+        self._has_connected = True
 
     def _local(self, config: RayConfig) -> dict[str, Any]:
         """How large a cluster of this machine alone is: large enough for what is asked of it."""
@@ -148,12 +147,12 @@ class RaySession:
     def close(self) -> None:
         """Disconnect from what we connected to; a cluster of ours ends."""
         self._has_tried.wait(CONNECT_TIMEOUT_S)
-        if self._is_connected and (self.is_ours or self.address):
+        if self._has_connected:
             import ray
 
             with contextlib.suppress(Exception):
                 ray.shutdown()
-        self._is_connected = False
+        self._has_connected = False
         self._is_over.set()
 
 
