@@ -174,6 +174,23 @@ def test_nothing_is_lost_with_an_inference_actor_that_dies_or_hangs(number, clus
         assert (counts.restarts, counts.lost_rollouts, counts.missing_rollouts) == (1, 0, 0)
 
 
+def test_weights_published_while_inference_starts_again_reach_it(cluster, run_dir):
+    settings = {"collect.max_policy_lag": 1, "collect.restart_backoff_s": 0.1}
+    with opened(Clock, run_dir, **CENTRAL, **settings) as run:
+        go_on(run, 2)
+        helper, source = run.source.pool._helpers[0], run.source
+        os.kill(helper.link.pid, signal.SIGKILL)
+        while helper.generation == 0 or helper.state == "down":
+            source._poll(0.01)
+        assert helper.state == "starting"
+        source.updates += 1
+        source.publish(run.learner.weights())
+        assert helper.state == "starting"  # nobody waited for it
+        batches = [source.next_batch() for _ in range(4)]
+        assert batches[-1].rollout.policy_version.max() == source.version
+        assert source.counts.stale_weights == 0
+
+
 # Faults -----------------------------------------------------------------------------------------------------------
 
 DEADLY = {

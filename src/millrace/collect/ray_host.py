@@ -48,6 +48,7 @@ class Link:
     Attributes:
         sent_version: of the weights that it was sent last.
         look_due_s: when to ask for the next sign of life; infinite while one is awaited.
+        is_serving: whether it acts for all by now.
     """
 
     actor: Any
@@ -57,6 +58,7 @@ class Link:
     life: Life = NO_SIGN
     sent_version: int = -1
     look_due_s: float = 0.0
+    is_serving: bool = False
 
 
 class RayBoard:
@@ -91,7 +93,7 @@ class RayHost:
 
     def __init__(self, setup: PoolSetup, config: RayConfig, session: RaySession) -> None:
         session.wait()
-        self._setup, self._config, self._session = setup, config, session
+        self._setup, self._config = setup, config
         self._is_central = setup.config.inference == "central"
         self._board = RayBoard(setup.num_versions)
         self._board.listener = self._tell_weights
@@ -301,7 +303,8 @@ class RayHost:
         """Have it answer, and tell every worker where."""
         self._address = address
         self._call(link, "served", link.actor.serve.remote())
-        self._tell_weights()
+        link.is_serving = True
+        self._tell_weights()  # those that were published while it started
         for other in self._links:
             if not other.worker.is_inference:
                 call = other.actor.connect.options(concurrency_group=SIDE).remote(address)
@@ -314,7 +317,7 @@ class RayHost:
 
         version = self._board.version
         for link in self._links:
-            if link.worker.is_inference and self._address is not None and link.sent_version != version:
+            if link.is_serving and link.sent_version != version:
                 call = link.actor.take.options(concurrency_group=SIDE).remote(version, self._board.ref(version))
                 with contextlib.suppress(RayError):  # its death is noticed where it is awaited
                     ray.get(call, timeout=TAKE_TIMEOUT_S)
