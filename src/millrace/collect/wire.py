@@ -132,9 +132,14 @@ class Line:
         address = self._exchange.address
         if address is None:
             raise ConnectionError("nobody acts yet")
-        self._socket = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall(address.token + self._desk.to_bytes(8, "little"))
+        connection = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(address.token + self._desk.to_bytes(8, "little"))
+        except OSError:
+            connection.close()
+            raise
+        self._socket = connection
 
     def _send(self) -> None:
         assert self._socket is not None
