@@ -209,7 +209,10 @@ class RllibRun:
         from millrace.deploy.policy import load_policy
 
         self._last_eval_steps = steps
-        actor = load_policy(self.checkpoint(), trust=True).actor
+        written = self.checkpoint()
+        if written is None:
+            return
+        actor = load_policy(written, trust=True).actor
         maker = self._maker.with_kwargs(**settings.kwargs)
         records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
         self.eval_return = sum(record.episode_return for record in records) / len(records)
@@ -223,8 +226,8 @@ class RllibRun:
         if by_steps or by_time:
             self.checkpoint()
 
-    def checkpoint(self) -> Path:
-        """Write a checkpoint of RLlib's, aside first, so that it is either whole or not there."""
+    def checkpoint(self) -> Path | None:
+        """Write a checkpoint of RLlib's, aside first: it is either whole or not there. A full disk is survived."""
         counters = self.counters
         self._last_checkpoint_s, self._last_checkpoint_steps = time.perf_counter(), counters.env_steps
         counters.wall_s = self.wall_s
@@ -233,10 +236,15 @@ class RllibRun:
         final = self.directory.checkpoints / f"{PREFIX}{counters.env_steps:012d}"
         aside = final.with_name(f".{final.name}.writing")
         shutil.rmtree(aside, ignore_errors=True)
-        self._algorithm.save_to_path(str(aside.resolve()))
-        (aside / COUNTERS_FILE).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.replace(final)
+        try:
+            self._algorithm.save_to_path(str(aside.resolve()))
+            (aside / COUNTERS_FILE).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            aside.replace(final)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            self.sinks.note(f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on")
+            return None
         self._retire()
         self._write_status("running")
         return final
