@@ -367,9 +367,9 @@ class Run:
                 self.sinks.note(f"{fault.message} ({fault.kind}): restarted; what it was asked waits")
                 continue
             try:
-                where = (
-                    f"; reproduce: millrace replay {fault.write(self.directory.path / 'crashes', self._env_record())}"
-                )
+                file = fault.write(self.directory.path / "crashes", self._env_record())
+                # A worker that had not begun, or a killed actor on Ray, leaves no episodes to play again.
+                where = f"; reproduce: millrace replay {file}" if fault.slots else f"; {file} has what is known of it"
             except OSError as error:
                 where = f"; its crash file could not be written: {error.strerror}"
             self.sinks.note(f"{fault.message} ({fault.kind}): restarted{where}")

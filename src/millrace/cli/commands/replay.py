@@ -46,7 +46,10 @@ def run(words: list[str]) -> int:
     print(f"{crash.message} ({crash.kind})\n")
     print_table([(str(s.slot), str(s.seed), str(s.steps), s.ended) for s in replayed], ("slot", "seed", "steps", "now"))
     if not replayed:
-        print("the file holds no episodes: the worker failed before its first step, or collect.action_log_steps=0")
+        print(
+            "the file holds no episodes: the worker failed before its first step, was an actor on Ray that was killed, "
+            "or collect.action_log_steps=0"
+        )
     if again:
         print(f"\nreproduced in slot {again[0].slot}:\n\n{again[0].traceback.rstrip()}")
     else:
