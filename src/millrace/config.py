@@ -366,6 +366,10 @@ class PPOConfig:
     """`bf16`: the learner's layers in bfloat16; heads, loss, parameters and optimiser in float32."""
     compile: bool = False
     """The learner's network through `torch.compile`: 5 to 60 s at start, and a C++ compiler on a CPU."""
+    overlap_transfers: bool = True
+    """On a GPU: batches go there from page-locked memory; observations as each rollout arrives, while it computes."""
+    cuda_graphs: bool = False
+    """On a GPU: a gradient step is recorded once and replayed, which spares small networks the launching of kernels."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"ppo.learning_rate={self.learning_rate} must be above 0")

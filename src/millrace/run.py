@@ -50,6 +50,7 @@ from millrace.watch import Watch
 
 if TYPE_CHECKING:
     from millrace.collect.ray_session import RaySession
+    from millrace.learner.uploads import Uploads
     from millrace.nets.policy import Policy
 
 RECENT_EPISODES = 100
@@ -102,6 +103,7 @@ class Run:
         self._last_published_s = 0.0
         self._watch = Watch()
         self.ray: RaySession | None = None
+        self.uploads: Uploads | None = None
         self._loads = LoadMeter()
 
     def __enter__(self) -> Run:
@@ -253,7 +255,9 @@ class Run:
             keeps_rollouts=config.replay.is_on,
         )
         pool = make_pool(setup, config.ray, self.ray)
-        return RolloutSource(pool, config.collect, make_buffer(pool.slab, config), config.replay.is_on)
+        self.uploads = make_uploads(pool.slab, config)
+        buffer = make_buffer(pool.slab, config, self.uploads)
+        return RolloutSource(pool, config.collect, buffer, config.replay.is_on)
 
     # Between updates -----------------------------------------------------------------------------------------
 
@@ -521,6 +525,8 @@ class Run:
     def _close(self) -> None:
         self.signal.restore()
         closers: list[Callable[[], None]] = []
+        if self.uploads is not None:
+            closers.append(self.uploads.close)
         if hasattr(self, "source"):
             closers.append(self.source.close)
         if hasattr(self, "sinks"):
@@ -596,10 +602,19 @@ def num_rollouts(config: Config) -> int:
     return collect.workers * (collect.max_policy_lag + 1) + SPARE_ROLLOUTS
 
 
-def make_buffer(slab: Slab, config: Config) -> Buffer:
+def make_uploads(slab: Slab, config: Config) -> Uploads | None:
+    """Early copies to a GPU, where each rollout is used once."""
+    if not config.device.startswith("cuda") or not config.ppo.overlap_transfers or config.replay.is_on:
+        return None
+    from millrace.learner.uploads import Uploads
+
+    return Uploads(slab, config.device)
+
+
+def make_buffer(slab: Slab, config: Config, uploads: Uploads | None = None) -> Buffer:
     """A queue where each rollout is used once, else a replay buffer."""
     if not config.replay.is_on:
-        return RolloutQueue(slab, config.collect.workers, config.collect.max_policy_lag)
+        return RolloutQueue(slab, config.collect.workers, config.collect.max_policy_lag, uploads)
     from millrace.buffer.replay import Replay
 
     return Replay(slab, config.replay, config.seed)

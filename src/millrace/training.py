@@ -60,7 +60,8 @@ def loop(run: Run) -> None:
         if batch.is_empty:
             run.updates_skipped += 1  # every worker was lost: nothing to learn from
             continue
-        stats = run.learner.update(batch, run.env_steps)  # targets; K epochs of clipped minibatch descent
+        # Targets; K epochs of clipped minibatch descent. While a device computes, what arrives is taken in.
+        stats = run.learner.update(batch, run.env_steps, run.source.take_in)
         run.publish()
         run.source.feedback(batch)
         run.record(batch, stats)

@@ -97,7 +97,7 @@ def test_gradients_of_minibatches_of_slots_add_up_to_those_of_all(run_dir):
         learner = run.learner
         rows, state = learner._targets.rows(batch), learner._targets.state(batch.rollout)
         rows.weight[:] = 1.0  # else halves weigh differently
-        gradients, parameters = learner._gradients, learner._parameters
+        gradients, parameters = learner._steps._gradients, learner._steps._parameters
         gradients.prepare(rows, state)
         gradients.shuffle(torch.Generator().manual_seed(3))
         halves = []

@@ -50,7 +50,7 @@ def test_its_gradient_reaches_its_own_parameters_and_the_policy_s_body(shared):
         learner.update(make_batch(), 0)
         moved[coef] = body[0].weight.detach().clone()
         if coef:
-            assert isinstance(learner._gradients, AutogradGradients)
+            assert isinstance(learner._steps._gradients, AutogradGradients)
             assert all((old != new).all() for old, new in zip(head, learner._auxiliary.parameters(), strict=True))
     assert torch.equal(moved[None], moved[0.0])
     assert (moved[None] - moved[10.0]).abs().max() > 1e-4
@@ -74,7 +74,7 @@ def test_with_recurrence_it_is_given_whole_sequences():
 
     net = NetConfig((8,), memory="gru", memory_size=4)
     learner = make_learner(Watching, net, minibatch_size=2 * STEPS, epochs=1)
-    assert isinstance(learner._gradients, SequenceGradients)
+    assert isinstance(learner._steps._gradients, SequenceGradients)
     batch = make_batch()
     batch.rollout.age = torch.zeros(STEPS + 1, SLOTS, dtype=torch.uint8).numpy()
     batch.rollout.state = torch.zeros(1, SLOTS, 8).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from millrace.types import Array, EpisodeRecord, Rollout
 
@@ -76,6 +77,7 @@ class Batch:
             `episodes` count them.
         workers: [N] whose column each one is.
         emphasis: [N] float32 what each column weighs; None for 1.
+        uploaded: the observations of `rollout` as tensors on the learner's device, where they are there already.
     """
 
     rollout: Rollout
@@ -88,6 +90,7 @@ class Batch:
     gone: list[Item] = field(default_factory=list)
     workers: Array | None = None
     emphasis: Array | None = None
+    uploaded: dict[str, Any] | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 
 from millrace.buffer.batch import Batch, Item
 from millrace.buffer.slab import Slab
 from millrace.types import RolloutLayout
+
+
+class EarlyUploads(Protocol):
+    """Who copies observations to the learner's device before a batch is put together; `millrace.learner.uploads`."""
+
+    def begin(self, place: int) -> None:
+        """Have what lies in a place copied."""
+
+    def finish(self, place: int) -> None:
+        """Wait until the place may be written to."""
+
+    def columns(self, places: list[int]) -> dict[str, Any]:
+        """What was copied from some places, side by side: tensors by key."""
 
 
 class RolloutQueue:
@@ -15,10 +30,14 @@ class RolloutQueue:
     Args:
         slab: where they lie.
         max_policy_lag: updates that a rollout may wait for and still be learned from.
+        uploads: told of every rollout that comes and goes.
     """
 
-    def __init__(self, slab: Slab, batch_size_rollouts: int, max_policy_lag: int) -> None:
+    def __init__(
+        self, slab: Slab, batch_size_rollouts: int, max_policy_lag: int, uploads: EarlyUploads | None = None
+    ) -> None:
         self.slab = slab
+        self._uploads = uploads
         self.batch_size_rollouts = batch_size_rollouts
         self._max_policy_lag = max_policy_lag
         self._ready: list[Item] = []
@@ -40,6 +59,13 @@ class RolloutQueue:
 
     def insert(self, item: Item) -> None:
         self._ready.append(item)
+        if self._uploads is not None:
+            self._uploads.begin(item.place)
+
+    def _release(self, item: Item) -> None:
+        if self._uploads is not None:
+            self._uploads.finish(item.place)
+        self.slab.release(item.place)
 
     def waiting(self) -> list[Item]:
         """What is ready and has not been learned from."""
@@ -64,7 +90,7 @@ class RolloutQueue:
         self._ready = [item for item in self._ready if item.version >= oldest_version]
         lost = [int(self.slab.rollouts[item.place].valid.sum()) for item in dropped]
         for item in dropped:
-            self.slab.release(item.place)
+            self._release(item)
         return lost
 
     def take(self, version: int, progress: float = 0.0) -> Batch:
@@ -76,10 +102,12 @@ class RolloutQueue:
         for item, target in zip(taken, self._columns, strict=True):
             for (_, into), (_, source) in zip(target.fields(), self.slab.rollouts[item.place].fields(), strict=True):
                 np.copyto(into, source)
-            self.slab.release(item.place)
+        uploaded = None if self._uploads is None else self._uploads.columns([item.place for item in taken])
+        for item in taken:
+            self._release(item)
         env_steps, width = int(self._target.valid.sum()), self.slab.layout.num_slots
         workers = np.repeat([item.worker for item in taken], width)
-        return Batch(self._target, taken, width, version, env_steps, workers=workers)
+        return Batch(self._target, taken, width, version, env_steps, workers=workers, uploaded=uploaded)
 
     def figures(self) -> dict[str, float]:
         """Nothing that the lag does not tell."""

@@ -34,6 +34,11 @@ class Slab:
     def nbytes(layout: RolloutLayout, num_rollouts: int) -> int:
         return layout.nbytes * num_rollouts
 
+    @property
+    def memory(self) -> memoryview | None:
+        """All of it, where it is one block."""
+        return memoryview(self._block.memory)
+
     def lay(self, index: int, memory: memoryview) -> None:
         """Put a rollout that came from elsewhere, as it lies in memory, into a place."""
         offset = index * self.layout.nbytes
@@ -64,6 +69,10 @@ class LooseSlab(Slab):
         self._blank = layout.allocate()
         self.rollouts = [self._blank] * num_rollouts
         self._free = list(range(num_rollouts))
+
+    @property
+    def memory(self) -> None:
+        return None
 
     def lay(self, index: int, memory: memoryview) -> None:
         self.rollouts[index] = self.layout.view(memory)

@@ -166,6 +166,13 @@ class RolloutSource:
         for outcome in self.pool.poll(timeout_s):
             self._settle(outcome)
 
+    def take_in(self, timeout_s: float) -> None:
+        """Take over what has arrived, waiting for at most so long; while a batch is being learned from."""
+        if self.is_replay:  # where what comes may take the place of what is being learned from
+            time.sleep(timeout_s)
+        else:
+            self._poll(timeout_s)
+
     def feedback(self, batch: Batch) -> None:
         """What learning found out about a batch is written in it: priorities, and errors to go on from."""
         self.buffer.feedback(batch)

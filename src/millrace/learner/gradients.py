@@ -14,6 +14,7 @@ from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import FlatParameters
 from millrace.learner.rows import Rows
+from millrace.learner.uploads import sent
 from millrace.nets.dense_network import DenseNetwork
 from millrace.nets.policy import Policy
 from millrace.ops import losses
@@ -98,7 +99,7 @@ class AutogradGradients:
         self._take(torch.randperm(len(self._rows), generator=generator))
 
     def _take(self, index: Tensor) -> None:
-        self._shuffled = self._rows.take(index.to(self._rows.weight.device))
+        self._shuffled = self._rows.take(sent(index, self._rows.weight.device))
 
     def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Parameters and values of the rows first..last-1 of the present order."""
@@ -112,9 +113,21 @@ class AutogradGradients:
             params, value = self._forward(rows, first, last)
         return rows, params, value
 
+    def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Parameters and values of any rows, for networks without recurrence."""
+        with self._autocast:
+            params, value = self._network(rows.seen())
+        return params, value
+
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, Stats]:
+        loss, stats = self.backward(*self.evaluate(first, last), clip, wants_stats)
+        return float(loss), {name: float(x.detach()) for name, x in stats.items()}
+
+    def backward(
+        self, rows: Rows, params: Tensor, value: Tensor, clip: float | Tensor, wants_stats: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Write the gradient on rows of which the policy says `params` and `value`; the loss and figures, scalars."""
         config = self._config
-        rows, params, value = self.evaluate(first, last)
         log_prob, entropy = log_prob_and_entropy(self._policy.spec.action, params, rows.action, rows.action_mask)
         log_ratio = log_prob - rows.log_prob
         advantage = rows.advantage
@@ -138,7 +151,7 @@ class AutogradGradients:
         self._parameters.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         if not wants_stats:
-            return float(loss.detach()), {}
+            return loss.detach(), {}
         with torch.no_grad():
             outside = (log_ratio.exp() - 1).abs().gt(clip).float()
             behaviour = log_ratio if rows.log_importance is None else log_ratio + rows.log_importance
@@ -155,4 +168,4 @@ class AutogradGradients:
                 stats["kl_proximal"] = losses.approximate_kl(log_ratio, rows.weight)
             if extra is not None:
                 stats["auxiliary_loss"] = extra
-        return float(loss.detach()), {name: float(x.detach()) for name, x in stats.items()}
+        return loss.detach(), stats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from time import perf_counter
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from millrace.buffer.batch import Batch, Draws
 from millrace.config import PPOConfig, ReplayConfig
 from millrace.learner.auxiliary import Auxiliary
-from millrace.learner.flat import Adam, FlatParameters
-from millrace.learner.gradients import make_gradients
+from millrace.learner.flat import FlatParameters
 from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.rewards import RewardScaler
 from millrace.learner.rows import Rows
 from millrace.learner.schedules import Schedules
+from millrace.learner.steps import Meanwhile, make_steps
 from millrace.learner.targets import Targets
 from millrace.nets.policy import Policy
 from millrace.ops import losses
@@ -55,9 +54,8 @@ class Learner:
         self._intrinsic, self._auxiliary = intrinsic, auxiliary
         own = [] if auxiliary is None else auxiliary.parameters()
         # Each once, also where the module keeps the policy itself.
-        self._parameters = FlatParameters(dict.fromkeys([*policy.parameters(), *own]))
-        self._optimizer = Adam(self._parameters, config.adam_eps)
-        self._gradients = make_gradients(policy, self._parameters, config, auxiliary)
+        parameters = FlatParameters(dict.fromkeys([*policy.parameters(), *own]))
+        self._steps = make_steps(policy, parameters, config, auxiliary)
         self._generator = torch.Generator().manual_seed(seed)
         self._reward_scaler = RewardScaler(config.gamma) if config.normalize_reward else None
         self._targets = Targets(policy, config, self._reward_scaler, replay.burn_in_steps)
@@ -66,18 +64,24 @@ class Learner:
         """Parameters and normalisers as one flat float32 vector."""
         return self.policy.flat_weights()
 
-    def update(self, batch: Batch, env_steps: int) -> dict[str, float]:
+    def update(self, batch: Batch, env_steps: int, meanwhile: Meanwhile | None = None) -> dict[str, float]:
         """Learn from one batch and return the figures of the update.
 
         Args:
             env_steps: before this batch; schedules go by it.
+            meanwhile: called with some seconds at most to take, again and again while a device computes.
         """
         begin = perf_counter()
         learning_rate, clip = self._schedules.at(env_steps)
-        skipped_before = self.skipped_steps
         bonus = self._bonus(batch.rollout)
-        stats = self._epochs(batch, bonus, learning_rate, clip)
-        if self.skipped_steps == skipped_before:  # else something in the batch is not finite
+        self._steps.begin(learning_rate, clip)
+        rows = self._epochs(batch, bonus)
+        num_skipped = self._steps.finish(meanwhile)
+        self.skipped_steps += num_skipped
+        stats = {**self._steps.figures(), **value_figures(rows)}
+        if batch.draws is not None:
+            self._judge(batch.draws, rows, batch.rollout.reward.shape)
+        if not num_skipped:  # else something in the batch is not finite
             observe(self.policy, self._reward_scaler, batch)
             self._schedules.observe_kl(kl_of_update(stats))
             if self._intrinsic is not None:
@@ -102,28 +106,23 @@ class Learner:
         )
         return bonus
 
-    def _epochs(self, batch: Batch, bonus: Array | None, learning_rate: float, clip: float) -> dict[str, float]:
-        """K passes in random order; the figures are means over the last pass."""
+    def _epochs(self, batch: Batch, bonus: Array | None) -> Rows:
+        """K passes over the rows in random order; the rows as they were before the first."""
         config, size = self.config, self.config.minibatch_size
         first_rows = rows = self._targets.rows(batch, bonus)
         state = self._targets.state(batch.rollout)
-        self._gradients.prepare(rows, state)
-        stats: list[dict[str, float]] = []
+        self._steps.prepare(rows, state)
         for epoch in range(config.epochs):
             if epoch and config.recompute_advantage:
                 rows = self._targets.refreshed(rows, batch)
-                self._gradients.prepare(rows, state)
-            self._gradients.shuffle(self._generator)
+                self._steps.prepare(rows, state)
+            self._steps.shuffle(self._generator)
             wants_stats = epoch == config.epochs - 1 or config.target_kl > 0
-            stats = []
             for first in range(0, len(rows), size):
-                loss, figures = self._gradients.compute(first, first + size, clip, wants_stats)
-                stats.append({**figures, "grad_norm": self._descend(loss, learning_rate)})
-            if config.target_kl and kl_of_update(_means(stats)) > config.target_kl:
+                self._steps.step(first, first + size, wants_stats)
+            if config.target_kl and kl_of_update(self._steps.figures()) > config.target_kl:
                 break
-        if batch.draws is not None:
-            self._judge(batch.draws, first_rows, batch.rollout.reward.shape)
-        return {**_means(stats), **value_figures(first_rows)}
+        return first_rows
 
     def _judge(self, draws: Draws, rows: Rows, shape: tuple[int, ...]) -> None:
         """Write what was found out about drawn rows [T, N] where the buffer looks for it."""
@@ -131,15 +130,6 @@ class Learner:
         priority = rows.td_error if self._replay.priority == "td_error" else rows.advantage
         draws.priority = priority.view(shape).cpu().numpy()
         draws.error = (rows.target - rows.value).view(shape).cpu().numpy()
-
-    def _descend(self, loss: float, learning_rate: float) -> float:
-        """One optimiser step, unless loss or gradient is not finite: then nothing is touched, and it is counted."""
-        norm = float(self._parameters.clip_grad(self.config.max_grad_norm))
-        if math.isfinite(loss) and math.isfinite(norm):
-            self._optimizer.step(learning_rate)
-        else:
-            self.skipped_steps += 1
-        return norm
 
     def save_state(self) -> dict[str, Any]:
         """Optimiser, random state and counters, as plain values and arrays."""
@@ -149,7 +139,7 @@ class Learner:
             "kl_rate": self._schedules.kl_rate,
             "generator": self._generator.get_state().numpy(),
             "reward_scaler": None if self._reward_scaler is None else self._reward_scaler.save_state(),
-            "adam": self._optimizer.save_state(),
+            "adam": self._steps.save_state(),
             "intrinsic": None if self._intrinsic is None else self._intrinsic.save_state(),
             "auxiliary": None if self._auxiliary is None else _arrays(self._auxiliary.state_dict()),
         }
@@ -180,7 +170,7 @@ class Learner:
             self._auxiliary.load_state_dict(
                 {name: torch.from_numpy(np.array(x)) for name, x in state["auxiliary"].items()}
             )
-        self._optimizer.load_state(state["adam"])
+        self._steps.load_state(state["adam"])
 
 
 def observe(policy: Policy, reward_scaler: RewardScaler | None, batch: Batch) -> None:
@@ -216,7 +206,3 @@ def value_figures(rows: Rows) -> dict[str, float]:
 def kl_of_update(stats: dict[str, float]) -> float:
     """From the policy before the update, where that is not the one that acted."""
     return stats.get("kl_proximal", stats["kl"])
-
-
-def _means(stats: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(stat[name] for stat in stats) / len(stats) for name in stats[0]}

@@ -22,6 +22,14 @@ class StackedFrames:
     def __getitem__(self, rows: Tensor | slice) -> StackedFrames:
         return StackedFrames(self.frames, self.index[rows])
 
+    def clone(self) -> StackedFrames:
+        return StackedFrames(self.frames.clone(), self.index.clone())
+
+    def copy_(self, other: StackedFrames) -> None:
+        """Overwrite these with others of the same shapes."""
+        self.frames.copy_(other.frames)
+        self.index.copy_(other.index)
+
     def gathered(self) -> Tensor:
         """The stacks themselves."""
         return self.frames[self.index]
@@ -66,6 +74,19 @@ class Rows:
         """Views of the rows first..last-1."""
         fields = {name: x[first:last] for name, x in vars(self).items() if isinstance(x, Tensor)}
         return Rows(observation={key: x[first:last] for key, x in self.observation.items()}, **fields)
+
+    def clone(self) -> Rows:
+        """The same in memory of its own."""
+        fields = {name: x.clone() for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return Rows(observation={key: x.clone() for key, x in self.observation.items()}, **fields)
+
+    def copy_(self, other: Rows) -> None:
+        """Overwrite these rows with others of the same shapes."""
+        for key, x in self.observation.items():
+            x.copy_(other.observation[key])  # type: ignore[arg-type]
+        for name, x in vars(self).items():
+            if isinstance(x, Tensor):
+                x.copy_(getattr(other, name))
 
     def seen(self) -> dict[str, Tensor]:
         """The observations as the policy takes them."""

@@ -10,6 +10,7 @@ from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import FlatParameters
 from millrace.learner.gradients import AutogradGradients
 from millrace.learner.rows import Rows
+from millrace.learner.uploads import sent
 from millrace.nets.policy import Policy
 
 
@@ -36,11 +37,12 @@ class SequenceGradients(AutogradGradients):
         step = torch.arange(num_steps)[None, :, None] * num_slots
         minibatches = self._slots.view(-1, 1, self._config.minibatch_size // num_steps)
         self._take((step + minibatches).flatten())
+        self._slots = sent(self._slots, self._state.device)
         self._num_steps = num_steps
 
     def _forward(self, rows: Rows, first: int, last: int) -> tuple[Tensor, Tensor]:
         slots = self._slots[first // self._num_steps : last // self._num_steps]
         assert rows.begins is not None
         begins = rows.begins.view(self._num_steps, len(slots))
-        params, value, _ = self._policy.unroll(rows.seen(), self._state[slots.to(self._state.device)], begins)
+        params, value, _ = self._policy.unroll(rows.seen(), self._state[slots], begins)
         return params, value

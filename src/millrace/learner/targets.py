@@ -13,6 +13,7 @@ from millrace.buffer.batch import Batch
 from millrace.config import PPOConfig
 from millrace.learner.rewards import RewardScaler
 from millrace.learner.rows import Rows, StackedFrames, seen
+from millrace.learner.uploads import sent
 from millrace.nets.policy import Policy
 from millrace.ops.distributions import log_prob_and_entropy
 from millrace.ops.gae import generalized_advantages, temporal_differences
@@ -39,6 +40,7 @@ class Targets:
         self._policy, self._config, self._reward_scaler = policy, config, reward_scaler
         self._device = next(policy.parameters()).device
         self._burn_in_steps = burn_in_steps
+        self._batch: tuple[Rollout | None, dict[str, Tensor]] = None, {}  # its observations are uploaded once
         self._is_proximal = config.objective in ("proximal", "decoupled")
         self._is_corrected = config.targets in ("vtrace", "clipped_gae")
         self._judges = self._is_proximal or self._is_corrected or config.values == "learner"
@@ -50,6 +52,7 @@ class Targets:
             bonus: [T, B] intrinsic reward.
         """
         rollout = batch.rollout
+        self._batch = rollout, batch.uploaded or self._uploaded(rollout)
         reward = self._reward(rollout.reward)
         rewards = self._tensor(reward if bonus is None else reward + bonus)
         judgement = self._judge(rollout) if self._judges else None
@@ -103,14 +106,19 @@ class Targets:
     def _observation(self, rollout: Rollout, num_rows: int) -> dict[str, Tensor | StackedFrames]:
         """The first rows [num_rows * B, ...] as the policy sees them."""
         observation: dict[str, Tensor | StackedFrames] = {}
-        for key, array in rollout.observation.items():
+        of_batch, uploaded = self._batch
+        for key, tensor in (uploaded if rollout is of_batch else self._uploaded(rollout)).items():
             stack = self._policy.spec.observation[key].stack
             if stack == 1:
-                observation[key] = self._tensor(array[:num_rows]).flatten(0, 1)
+                observation[key] = tensor[:num_rows].flatten(0, 1)
             else:
                 index = self._tensor(stack_index(rollout, stack, num_rows))
-                observation[key] = StackedFrames(self._tensor(array).flatten(0, 1), index)
+                observation[key] = StackedFrames(tensor.flatten(0, 1), index)
         return observation
+
+    def _uploaded(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Its observations on the device; on a CPU where they are."""
+        return {key: self._tensor(array) for key, array in rollout.observation.items()}
 
     def _begins(self, rollout: Rollout, num_rows: int) -> Tensor:
         """[num_rows, B] where an episode begins."""
@@ -207,7 +215,8 @@ class Targets:
         return self._tensor(unpacked.view(bool)).flatten(0, 1)
 
     def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        tensor = torch.from_numpy(array)
+        return sent(tensor, self._device) if self._config.overlap_transfers else tensor.to(self._device)
 
 
 def _parts(

@@ -34,7 +34,7 @@ def log_prob_and_entropy(
     log_prob, entropy = torch.zeros_like(params[:, 0]), torch.zeros_like(params[:, 0])
     logits = params[:, : spec.num_logits]
     if mask is not None:
-        logits = torch.where(mask, logits, MASKED_LOGIT)
+        logits = logits.masked_fill(~mask, MASKED_LOGIT)  # `where` would copy the number to the device
     for column, (first, size) in enumerate(_blocks(spec)):
         log_probs = torch.log_softmax(logits[:, first : first + size], dim=-1)
         chosen = action[:, column : column + 1].long()

@@ -24,7 +24,7 @@ def clipped_policy_loss(
     log_ratio: Tensor,
     advantage: Tensor,
     weight: Tensor,
-    clip: float,
+    clip: float | Tensor,
     dual_clip: float = 0.0,
     log_importance: Tensor | None = None,
     ratio_cap: float = math.inf,
@@ -42,7 +42,7 @@ def clipped_policy_loss(
     Hilton et al. 2021 (arXiv 2110.00641), eq. 3 for the decoupled objective.
     """
     log_cap = math.log(ratio_cap)
-    clipped, behaviour = log_ratio.exp().clamp(1.0 - clip, 1.0 + clip), log_ratio
+    clipped, behaviour = log_ratio.exp().clamp(1.0 - clip, 1.0 + clip), log_ratio  # type: ignore[arg-type]
     if log_importance is not None:
         clipped, behaviour = (clipped * log_importance.exp()).clamp(max=ratio_cap), log_ratio + log_importance
     surrogate = torch.minimum(behaviour.clamp(max=log_cap).exp() * advantage, clipped * advantage)
