@@ -312,10 +312,19 @@ def _sequence_minibatches(config: Config, ppo: PPOConfig) -> PPOConfig:
 
 
 def _device(config: Config, probe: Probe) -> str:
-    if config.device != "auto":
-        return config.device
-    if not image_keys(probe.spec, config.net):
+    if config.device == "cpu" or (config.device == "auto" and not image_keys(probe.spec, config.net)):
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise ConfigError(f"device={config.device} is none that torch knows; use cpu, cuda or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device={config.device}: torch sees {torch.cuda.device_count()} CUDA devices here, and `millrace doctor` "
+            "says why; device=cpu trains without"
+        )
+    return config.device

@@ -168,6 +168,8 @@ class Run:
         torch.set_num_threads(self.config.ppo.threads)
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
+        if self.config.device.startswith("cuda"):
+            torch.cuda.set_device(self.config.device)  # where streams and graphs are made
         policy.to(self.config.device)
         if image_keys(self.probe.spec, self.config.net):
             system.keep_freed_memory()
@@ -603,8 +605,9 @@ def num_rollouts(config: Config) -> int:
 
 
 def make_uploads(slab: Slab, config: Config) -> Uploads | None:
-    """Early copies to a GPU, where each rollout is used once."""
-    if not config.device.startswith("cuda") or not config.ppo.overlap_transfers or config.replay.is_on:
+    """Early copies to a GPU, where each rollout is used once, and comes in memory that can be page-locked."""
+    is_wanted = config.device.startswith("cuda") and config.ppo.overlap_transfers
+    if not is_wanted or config.replay.is_on or config.collect.backend == "ray":
         return None
     from millrace.learner.uploads import Uploads
 

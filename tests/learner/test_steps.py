@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded_graph import Listener, RecordedGraph
 
 from helpers import differences
+from learner.recorded_graph import Listener, RecordedGraph
 from millrace.buffer.batch import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.errors import ConfigError

@@ -35,8 +35,8 @@ class Slab:
         return layout.nbytes * num_rollouts
 
     @property
-    def memory(self) -> memoryview | None:
-        """All of it, where it is one block."""
+    def memory(self) -> memoryview:
+        """All of it."""
         return memoryview(self._block.memory)
 
     def lay(self, index: int, memory: memoryview) -> None:
@@ -69,10 +69,6 @@ class LooseSlab(Slab):
         self._blank = layout.allocate()
         self.rollouts = [self._blank] * num_rollouts
         self._free = list(range(num_rollouts))
-
-    @property
-    def memory(self) -> None:
-        return None
 
     def lay(self, index: int, memory: memoryview) -> None:
         self.rollouts[index] = self.layout.view(memory)

@@ -136,9 +136,7 @@ class DeviceSteps:
         self._learning_rate, self._clip, self._num_skipped = torch.zeros(3, device=self._device).unbind()
         vector = nn.Parameter(parameters.vector)  # the same memory
         vector.grad = parameters.grad
-        self._optimizer = torch.optim.Adam(
-            [vector], lr=self._learning_rate, eps=config.adam_eps, fused=True, capturable=True
-        )
+        self._optimizer = torch.optim.Adam([vector], lr=self._learning_rate, eps=config.adam_eps, fused=True)
         self._moments = {
             "step": torch.zeros((), device=self._device),
             "exp_avg": torch.zeros_like(parameters.vector),
@@ -210,6 +208,8 @@ class GraphedSteps(DeviceSteps):
         self, gradients: AutogradGradients, parameters: FlatParameters, config: PPOConfig, graph: Graph
     ) -> None:
         super().__init__(gradients, parameters, config)
+        self._optimizer.param_groups[0]["capturable"] = True
+        self._optimizer._warned_capturable_if_run_uncaptured = True  # the steps before the recording are meant
         self._graph = graph
         self._rows: Rows | None = None
         self._order: Tensor

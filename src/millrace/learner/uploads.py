@@ -20,6 +20,7 @@ class Uploads:
     the copy out of it is made, and a twin is written anew only when the batch before has been put together from it.
 
     Args:
+        slab: in one block of memory.
         streams: the device's module, with `Stream`, `Event`, `stream` and `current_stream` as `torch.cuda` has them.
     """
 
@@ -34,8 +35,7 @@ class Uploads:
         ]
         self._copied = [streams.Event() for _ in range(num_places)]
         self._read = [streams.Event() for _ in range(num_places)]
-        memory = slab.memory if device.startswith("cuda") else None
-        self._locked = None if memory is None else page_lock(memory)
+        self._locked = page_lock(slab.memory) if device.startswith("cuda") else None
 
     @property
     def nbytes(self) -> int:
