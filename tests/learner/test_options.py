@@ -92,7 +92,7 @@ def test_a_number_of_minibatches_sets_their_size():
 @pytest.mark.parametrize(
     ("device", "match"),
     [
-        ("gpu", "device=gpu is none that torch knows; use cpu, cuda or auto"),
+        ("gpu", "gpu is none that torch knows; use cpu, cuda or auto"),
         ("cuda:9", "CUDA devices here.*device=cpu"),
     ],
 )
