@@ -262,7 +262,7 @@ def _inference(config: Config, actor_maker: ActorMaker) -> CollectConfig:
     """
     collect = config.collect
     is_free = collect.backend in ("processes", "ray") and collect.max_policy_lag > 0 and not collect.deterministic
-    pays = config.device.startswith("cuda") or collect.workers >= WORKERS_FOR_CENTRAL
+    pays = config.device != "cpu" or collect.workers >= WORKERS_FOR_CENTRAL
     inference = collect.inference
     if inference == "auto":
         inference = "central" if is_free and actor_maker.needs_torch and pays else "local"

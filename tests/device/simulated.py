@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -9,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +60,9 @@ def load() -> ctypes.CDLL:
     assert library.simulated_num_counts() == len(Traffic._fields)
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module(library))
+    # The thread of the device that ran backward lets go of its last graph a moment later, for which it needs Python:
+    # where Python is ending by then, the process aborts.
+    atexit.register(time.sleep, 0.05)
     return library
 
 

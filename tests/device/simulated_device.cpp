@@ -110,12 +110,23 @@ std::mutex PinnedAllocator::mutex;
 std::unordered_set<const void*> PinnedAllocator::pinned;
 PinnedAllocator pinned_allocator;
 
-Tensor tensor_over(Storage storage, c10::DispatchKeySet keys, const Tensor& like) {
-  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, like.dtype());
+// With the sizes and strides of another tensor, over other memory.
+Tensor shaped_like(Tensor made, const Tensor& like) {
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   if (like.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
   return made;
+}
+
+Tensor tensor_over(Storage storage, c10::DispatchKeySet keys, const Tensor& like) {
+  return shaped_like(at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, like.dtype()), like);
+}
+
+// What is a tensor for inference and what is not goes by what it is a view of.
+Tensor view_of(const Tensor& base, const Tensor& like) {
+  return shaped_like(at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, Storage(base.storage()),
+                                                              base.key_set(), like.dtype()),
+                     like);
 }
 
 Storage renamed(const Storage& storage, c10::Device device, c10::Allocator* owner) {
@@ -161,7 +172,7 @@ class Call {
     auto* storage = tensor.storage().unsafeGetStorageImpl();
     if (!alias_of_.count(storage)) {
       auto made = renamed(tensor.storage(), DeviceType::CPU, c10::GetCPUAllocator());
-      original_of_.emplace(made.unsafeGetStorageImpl(), tensor.storage());
+      original_of_.emplace(made.unsafeGetStorageImpl(), tensor);
       alias_of_.emplace(storage, std::move(made));
     }
     auto made = tensor_over(alias_of_.at(storage), kCpuKey, tensor);
@@ -178,9 +189,11 @@ class Call {
     auto* storage = tensor.storage().unsafeGetStorageImpl();
     if (!original_of_.count(storage)) {
       launches_ = true;
-      original_of_.emplace(storage, renamed(tensor.storage(), kDevice, &allocator));
+      auto made = tensor_over(renamed(tensor.storage(), kDevice, &allocator), kDeviceKey, tensor);
+      original_of_.emplace(storage, made);
+      return made;
     }
-    return tensor_over(original_of_.at(storage), kDeviceKey, tensor);
+    return view_of(original_of_.at(storage), tensor);
   }
 
   // Arguments that the kernel gave another size, and maybe other memory for it.
@@ -227,7 +240,8 @@ class Call {
   std::string name_;
   bool launches_ = false;
   std::vector<std::pair<Tensor, Tensor>> pairs_;
-  std::unordered_map<c10::StorageImpl*, Storage> alias_of_, original_of_;
+  std::unordered_map<c10::StorageImpl*, Storage> alias_of_;   // by storage of the device
+  std::unordered_map<c10::StorageImpl*, Tensor> original_of_;  // by storage of the CPU
 };
 
 c10::IValue argument(Call& call, const c10::IValue& value, const c10::Argument& declared) {
@@ -420,6 +434,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("set_.source_Storage_storage_offset", &set_storage);
   library.impl("set_.source_Storage", &set_whole_storage);
   library.impl("set_.source_Tensor", &set_tensor);
+  // Else torch would look where a mask is true before it comes here.
+  library.impl("index.Tensor", torch::CppFunction::makeFromBoxedFunction<&run_on_the_same_memory>());
   library.impl("convolution_overrideable", &convolution);
   library.impl("convolution_backward_overrideable", &convolution_backward);
   library.impl("_thnn_fused_lstm_cell", &lstm_cell);

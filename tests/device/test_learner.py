@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,16 @@ import pytest
 import torch
 
 from device import simulated
-from millrace.buffer.batch import Batch, Item
-from millrace.config import NetConfig, PPOConfig
+from millrace.buffer.batch import Batch, Draws, Item, Refresh
+from millrace.config import ImitateConfig, NetConfig, PPOConfig, ReplayConfig, RNDConfig
+from millrace.learner.cloning import Cloner
 from millrace.learner.ppo import Learner
+from millrace.learner.rnd import RND
 from millrace.nets.policy import Policy
 from millrace.types import ActionSpec, ArraySpec, Rollout, RolloutLayout, SlotSpec
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from examples.reward_prediction import RewardPrediction
 
 STEPS, SLOTS = 8, 8
 VECTOR = SlotSpec({"obs": ArraySpec((3,), "float32")}, ActionSpec((2,)))
@@ -128,3 +135,116 @@ def test_updates_on_a_device_are_those_of_the_cpu(case: str, device: str) -> Non
     assert_same(on_device, on_cpu)
     assert not on_device.skipped_steps
     assert simulated.traffic().launches
+
+
+def test_bfloat16_on_a_device_is_that_of_the_cpu(device: str) -> None:
+    on_device, on_cpu = (make_learner(VECTOR, {}, {"precision": "bf16"}, place) for place in (device, "cpu"))
+    precise = make_learner(VECTOR, {}, {}, device)
+    for learner in (on_device, on_cpu, precise):
+        taught(learner, VECTOR)
+    apart, rounded = (np.abs(on_device.weights() - one.weights()).mean() for one in (on_cpu, precise))
+    assert 3 * apart < rounded
+
+
+def test_an_auxiliary_loss_is_learned_beside(device: str) -> None:
+    learners = []
+    for place in (device, "cpu"):
+        policy = make_policy(VECTOR, NetConfig(hidden=(16,), **LSTM), place)
+        auxiliary = RewardPrediction(policy).to(place)
+        learners.append(Learner(policy, PPOConfig(minibatch_size=2 * STEPS), 10**6, 0, auxiliary=auxiliary))
+        taught(learners[-1], VECTOR)
+    assert_same(*learners)
+    heads = [learner._auxiliary.head.weight.detach().cpu() for learner in learners]
+    torch.testing.assert_close(*heads, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [VECTOR, DICT, FRAMES], ids=["vector", "dict", "frames"])
+def test_novelty_is_the_same(spec: SlotSpec, device: str) -> None:
+    net, found = NetConfig(hidden=(16,), image="small"), []
+    for place in (device, "cpu"):
+        rnd = RND(spec, net, RNDConfig(coef=0.5, learning_rate=1e-3), place)
+        losses = [rnd.learn(make_batch(spec, seed))["rnd_loss"] for seed in range(3)]
+        moved = RND(spec, net, RNDConfig(coef=0.5), "cpu" if place == device else device)
+        moved.load_state(rnd.save_state())
+        rewards = [one.reward(make_batch(spec, 9).rollout) for one in (rnd, moved)]
+        np.testing.assert_allclose(*rewards, rtol=1e-4, atol=1e-5)
+        found.append((losses, rewards[0]))
+    (losses, reward), (expected_losses, expected) = found
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    np.testing.assert_allclose(reward, expected, rtol=1e-4, atol=1e-5)
+    assert reward.std() > 0.01
+
+
+@pytest.mark.parametrize("spec", [DICT, MIXED], ids=["masks", "both kinds of actions"])
+@pytest.mark.parametrize("memory", [{}, GRU], ids=["without memory", "gru"])
+def test_players_are_imitated_the_same(spec: SlotSpec, memory: dict[str, Any], device: str) -> None:
+    policies, figures = [], []
+    for place in (device, "cpu"):
+        net = NetConfig(hidden=(16,), image="small", **memory)
+        policies.append(policy := make_policy(spec, net, place, normalize_observation=True))
+        config = PPOConfig(minibatch_size=2 * STEPS, normalize_reward=True)
+        cloner = Cloner(policy, config, ImitateConfig(epochs=2), 0)
+        figures += [cloner.update(make_batch(spec, seed, policy.state_size), 1e-3) for seed in range(3)]
+        assert not cloner.skipped_steps
+    weights = [policy.flat_weights() for policy in policies]
+    np.testing.assert_allclose(*weights, rtol=0, atol=1e-5)
+    for found, expected in zip(figures[:3], figures[3:], strict=True):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4, nan_ok=True)
+
+
+def test_a_learner_goes_from_device_to_cpu_and_back(device: str) -> None:
+    """Each leg on another device, against one that stays on the CPU."""
+    arguments = DICT, {"image": "small"}, NORMALIZED
+    stays, learner = make_learner(*arguments, "cpu"), make_learner(*arguments, device)
+    for leg, place in enumerate((device, "cpu", device)):
+        policy, state = learner.policy.state_dict(), learner.save_state()
+        learner = make_learner(*arguments, place)
+        learner.policy.load_state_dict({name: torch.from_numpy(x.cpu().numpy().copy()) for name, x in policy.items()})
+        learner.load_state(state)
+        for one in (learner, stays):
+            one.update(make_batch(DICT, leg), 0)
+        assert next(learner.policy.parameters()).device.type == place
+        assert_same(learner, stays)
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_a_device_too(device: str) -> None:
+    learner, batch = make_learner(VECTOR, {}, NORMALIZED, device), make_batch(VECTOR)
+    before = learner.weights()
+    batch.rollout.reward[:] = np.nan
+    with np.errstate(invalid="ignore"):
+        learner.update(batch, 0)
+    assert learner.skipped_steps == 2 * 4  # epochs and minibatches
+    np.testing.assert_array_equal(learner.weights(), before)
+
+
+@pytest.mark.parametrize("item", ["column", "step"])
+def test_what_is_drawn_from_a_replay_buffer_is_learned_the_same(item: str, device: str) -> None:
+    off_policy = {"targets": "vtrace", "objective": "decoupled", "values": "learner", "recompute_advantage": True}
+    found = []
+    for place in (device, "cpu"):
+        # Whole columns come with their rows, single steps by the row.
+        learner = make_learner(VECTOR, {}, {**off_policy, "minibatch_size": 8}, place, replay=ReplayConfig(item=item))
+        for seed in range(3):
+            batch = drawn(make_batch(VECTOR, seed), item)
+            learner.update(batch, 0)
+            stale = [refresh.error for refresh in batch.draws.refresh]
+            found += [batch.draws.priority, batch.draws.error, *stale, learner.weights()]
+    half = len(found) // 2
+    for on_device, on_cpu in zip(found[:half], found[half:], strict=True):
+        np.testing.assert_allclose(on_device, on_cpu, rtol=1e-4, atol=1e-4)
+
+
+def drawn(whole: Batch, item: str) -> Batch:
+    """All of a batch, as if it had been drawn: with weights, and single steps with the error behind each."""
+    if item == "column":
+        whole.draws = Draws(np.arange(SLOTS), np.linspace(0.5, 1.0, SLOTS, dtype=np.float32))
+        return whole
+    steps, slots = (x.ravel() for x in np.mgrid[:STEPS, :SLOTS])
+    rollout = whole.rollout
+    fields = {
+        name: array[steps + np.arange(1 + len(array) - STEPS)[:, None], slots] for name, array in rollout.fields()
+    }
+    error = np.zeros((STEPS + 1, SLOTS), np.float32)
+    draws = Draws(np.arange(len(steps)), np.ones(len(steps), np.float32), [Refresh(rollout, error)])
+    draws.carried = lambda: error[steps + 1, slots]
+    return Batch(Rollout.from_fields(fields), [Item(0, 0, 0)], SLOTS, 1, draws=draws, fresh=[rollout])
