@@ -319,3 +319,22 @@ def _device(config: Config, probe: Probe) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable_device(name: str) -> str:
+    """The device itself, once it is known to be there.
+
+    Raises:
+        ConfigError: torch knows no such device, or cannot use it on this machine.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={name} cannot be used here: {reason}; `millrace doctor` tells what torch finds, device=cpu is "
+            "always there"
+        ) from error
+    return name

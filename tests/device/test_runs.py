@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import millrace
 from device import simulated
 from helpers import learned, log_of, opened, quick_train, rows_of
 from millrace.config import NetConfig
+from millrace.errors import ConfigError
 from millrace.nets.actor import ActorMaker
 from millrace.nets.memory import Memory
 from millrace.nets.policy import Policy
@@ -98,6 +100,33 @@ def test_a_run_goes_on_on_a_device_and_on_the_cpu(device: str, tmp_path: Path) -
         assert "exactly where it stopped" in log_of(directory)
         assert_close(learned(directory)["policy"], whole["policy"])
         assert_close(learned(directory)["learner"], whole["learner"])
+
+
+class Own(torch.nn.Module):
+    """A user's own network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads = torch.nn.Linear(3, 8), torch.nn.Linear(8, 4)
+
+    def forward(self, observation: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.heads(torch.tanh(self.body(observation["obs"])))
+        return outputs[:, :3], outputs[:, 3]
+
+
+def test_a_user_s_own_network_travels_to_workers_that_have_no_such_device(device: str, tmp_path: Path) -> None:
+    settings, found = {"stop.updates": 3, "collect.inference": "local"}, []
+    for place, backend in ((device, "processes"), ("cpu", "serial")):
+        torch.manual_seed(0)
+        quick_train(Clock, tmp_path / place, settings, backend=backend, device=place, network=Own(), workers=1)
+        found.append(learned(tmp_path / place)["policy"])
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("name", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_with_a_way_out(name: str, run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"device={name} cannot be used here: .*; `millrace doctor`"):
+        quick_train(Clock, run_dir, {"stop.updates": 1}, backend="serial", device=name)
 
 
 FRAMES = SlotSpec({"obs": ArraySpec((36, 36), "uint8", scale=1 / 255, stack=3)}, ActionSpec((4,)))
