@@ -29,6 +29,7 @@ class Traffic(NamedTuple):
     Attributes:
         scalars: numbers that the host asked for with `item`, `float`, `bool` and the like, and waited for.
         to_host, to_device: copies of tensors.
+        non_blocking: how many of those copies were begun and not waited for.
         waits: other waiting: for shapes that depend on data, for streams and events.
         launches: operators that computed something on the device.
     """
@@ -38,6 +39,7 @@ class Traffic(NamedTuple):
     to_host_bytes: int
     to_device: int
     to_device_bytes: int
+    non_blocking: int
     waits: int
     launches: int
 
@@ -84,6 +86,7 @@ def _module(library: ctypes.CDLL) -> types.ModuleType:
     module.is_initialized = lambda: True
     module.device_count = lambda: 1
     module.current_device = lambda: 0
+    module.synchronize = lambda device=None: library.simulated_synchronize()
     module.device = contextlib.nullcontext
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = lambda seed: library.simulated_seed(ctypes.c_uint64(seed % 2**64))

@@ -13,6 +13,7 @@
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_thnn_differentiable_lstm_cell_backward.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -23,6 +24,7 @@
 
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -42,7 +44,7 @@ const c10::DispatchKeySet kCpuKey(c10::DispatchKey::CPU);
 
 // Traffic -------------------------------------------------------------------------------------------------------------
 
-enum Count { kScalars, kToHost, kToHostBytes, kToDevice, kToDeviceBytes, kWaits, kLaunches, kNumCounts };
+enum Count { kScalars, kToHost, kToHostBytes, kToDevice, kToDeviceBytes, kNonBlocking, kWaits, kLaunches, kNumCounts };
 std::array<std::atomic<int64_t>, kNumCounts> counts{};
 
 void count_copy_to_device(const Tensor& tensor) {
@@ -146,6 +148,51 @@ bool is_ours(const Tensor& tensor) {
 std::mutex generator_mutex;
 at::Generator device_generator = at::detail::createCPUGenerator(0);
 
+// Copies that nobody waits for (`non_blocking`, pinned host memory) are done some time before the host next waits for
+// the device. Until then what comes to the host holds rubbish, and what goes to the device must be left as it was.
+
+struct Underway {
+  Tensor host, content;
+  bool is_to_host;
+};
+
+std::mutex underway_mutex;
+std::vector<Underway> underway;
+
+void begin_copy(const Tensor& host, const Tensor& content, bool is_to_host) {
+  std::lock_guard<std::mutex> guard(underway_mutex);
+  counts[kNonBlocking] += 1;
+  underway.push_back({host, content.clone(), is_to_host});
+  if (!is_to_host) return;
+  if (host.is_floating_point()) {
+    host.fill_(NAN);
+  } else {
+    host.fill_(113);
+  }
+}
+
+void finish_copies() {
+  std::vector<Underway> finished;
+  {
+    std::lock_guard<std::mutex> guard(underway_mutex);
+    finished.swap(underway);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  for (auto& copy : finished) {
+    if (copy.is_to_host) {
+      copy.host.copy_(copy.content);
+    } else {
+      TORCH_CHECK(copy.host.allclose(copy.content, 0.0, 0.0, /*equal_nan=*/true),
+                  "host memory was written while a non-blocking copy of it to ", kDevice, " was under way");
+    }
+  }
+}
+
+void wait_for_the_device() {
+  counts[kWaits] += 1;
+  finish_copies();
+}
+
 // Operators without a kernel of their own -----------------------------------------------------------------------------
 
 // What CUDA computes from a 0-dimensional CPU tensor beside its own.
@@ -220,7 +267,7 @@ class Call {
     if (is_ours(tensor)) {
       launches_ = launches_ || is_written;
       const bool is_mask = tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte;
-      if (is_index && is_mask && kTakeCpuIndices.count(name_)) counts[kWaits] += 1;
+      if (is_index && is_mask && kTakeCpuIndices.count(name_)) wait_for_the_device();
       return alias(tensor);
     }
     const bool is_cpu = tensor.device().type() == DeviceType::CPU;
@@ -293,7 +340,7 @@ void run_on_the_same_memory(const c10::OperatorHandle& op, torch::jit::Stack* st
     (*stack)[i] = result(call, (*stack)[i]);
   }
   counts[kLaunches] += call.launches();
-  counts[kWaits] += kMakeTheHostWait.count(name);
+  if (kMakeTheHostWait.count(name)) wait_for_the_device();
 }
 
 // Operators with a kernel of their own --------------------------------------------------------------------------------
@@ -309,22 +356,34 @@ Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::option
 }
 
 // Between host and device, either way, and on the device.
-Tensor copy_from(const Tensor& source, const Tensor& target, bool) {
+Tensor copy_from(const Tensor& source, const Tensor& target, bool non_blocking) {
   Call call("copy_");
-  if (!is_ours(source)) count_copy_to_device(target);
+  at::AutoDispatchBelowADInplaceOrView below;
+  const Tensor from = is_ours(source) ? call.alias(source) : source;
   if (!is_ours(target)) {
     counts[kToHost] += 1;
     counts[kToHostBytes] += static_cast<int64_t>(target.nbytes());
+    if (non_blocking && target.is_pinned()) {
+      begin_copy(target, from, true);
+      return target;
+    }
+    finish_copies();
+    target.copy_(from);
+    return target;
   }
-  counts[kLaunches] += is_ours(source) && is_ours(target);
-  at::AutoDispatchBelowADInplaceOrView below;
-  Tensor to = is_ours(target) ? call.alias(target) : target;
-  to.copy_(is_ours(source) ? call.alias(source) : source);
+  call.alias(target).copy_(from);
+  if (is_ours(source)) {
+    counts[kLaunches] += 1;
+    return target;
+  }
+  count_copy_to_device(target);
+  if (non_blocking && source.is_pinned()) begin_copy(source, source, false);
   return target;
 }
 
 at::Scalar local_scalar_dense(const Tensor& tensor) {
   counts[kScalars] += 1;
+  finish_copies();
   Call call("_local_scalar_dense");
   return at::_local_scalar_dense(call.alias(tensor));
 }
@@ -478,9 +537,9 @@ struct DeviceGuard final : c10::impl::DeviceGuardImplInterface {
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override { counts[kWaits] += 1; }
-  void synchronizeEvent(void*) const override { counts[kWaits] += 1; }
-  void synchronizeDevice(const c10::DeviceIndex) const override { counts[kWaits] += 1; }
+  void synchronizeStream(const c10::Stream&) const override { wait_for_the_device(); }
+  void synchronizeEvent(void*) const override { wait_for_the_device(); }
+  void synchronizeDevice(const c10::DeviceIndex) const override { wait_for_the_device(); }
 };
 
 C10_REGISTER_GUARD_IMPL(PrivateUse1, DeviceGuard)
@@ -526,6 +585,10 @@ void simulated_read_counts(int64_t* into) {
 
 void simulated_reset_counts() {
   for (auto& count : counts) count = 0;
+}
+
+void simulated_synchronize() {
+  wait_for_the_device();
 }
 
 void simulated_seed(uint64_t seed) {

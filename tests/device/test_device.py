@@ -75,12 +75,12 @@ def test_traffic_is_counted(device: str) -> None:
     simulated.reset_traffic()
     x = CPU.to(device)
     y = x * 2
-    assert simulated.traffic() == simulated.Traffic(0, 0, 0, 1, 24, 0, 1)
+    assert simulated.traffic() == simulated.Traffic(0, 0, 0, 1, 24, 0, 0, 1)
     assert y.view(3, 2).t()[0, 1].item() == 4.0
     assert bool(y.sum() > 1)
     y.cpu()
     assert y[y > 4].shape == (3,)
-    assert simulated.traffic() == simulated.Traffic(2, 1, 24, 1, 24, 1, 5)
+    assert simulated.traffic() == simulated.Traffic(2, 1, 24, 1, 24, 0, 1, 5)
     simulated.reset_traffic()
     assert not any(simulated.traffic())
 
@@ -144,8 +144,27 @@ def test_bfloat16_is_chosen_by_autocast(device: str) -> None:
     assert (x @ x.t()).dtype == torch.float32
 
 
-def test_host_memory_can_be_pinned(device: str) -> None:
-    pinned = CPU.pin_memory()
+def test_copies_that_nobody_waits_for_are_done_when_the_host_next_waits(device: str) -> None:
+    simulated.reset_traffic()
+    pinned, landed = CPU.pin_memory(), torch.zeros(2, 3).pin_memory()
     assert pinned.is_pinned()
     assert not CPU.is_pinned()
-    assert torch.equal(pinned.to(device, non_blocking=True).cpu(), CPU)
+    x = pinned.to(device, non_blocking=True)
+    landed.copy_(x, non_blocking=True)
+    x.fill_(9.0)  # behind the copy in the device's stream
+    assert landed.isnan().all()
+    torch.accelerator.synchronize()
+    assert torch.equal(landed, CPU)
+    assert simulated.traffic()[:7] == (0, 1, 24, 1, 24, 2, 1)
+    # From and to memory that is not pinned, everything is done at once.
+    assert torch.equal(torch.empty(2, 3).copy_(CPU.to(device, non_blocking=True), non_blocking=True), CPU)
+    assert x.to("cpu", non_blocking=True).isnan().all()  # which torch pins by itself
+
+
+def test_host_memory_is_not_to_be_written_while_it_is_copied(device: str) -> None:
+    pinned = CPU.pin_memory()
+    x = pinned.to(device, non_blocking=True)
+    pinned += 1.0
+    with pytest.raises(RuntimeError, match="written while a non-blocking copy"):
+        x.sum().item()
+    assert x.sum().item() == CPU.sum()

@@ -137,6 +137,21 @@ def test_updates_on_a_device_are_those_of_the_cpu(case: str, device: str) -> Non
     assert simulated.traffic().launches
 
 
+def test_how_often_an_update_makes_the_host_wait(device: str) -> None:
+    """For two numbers a minibatch and for figures; arrays go to the device once, an order of the rows each epoch."""
+    epochs, minibatches = 4, 8
+    learner = make_learner(VECTOR, {}, {"epochs": epochs, "minibatch_size": STEPS * SLOTS // minibatches}, device)
+    simulated.reset_traffic()
+    taught(learner, VECTOR, updates=1)
+    traffic = simulated.traffic()
+    assert traffic.scalars <= 2 * epochs * minibatches + 7 * minibatches + 5
+    assert traffic.to_device <= 10 + epochs
+    assert traffic.to_host == traffic.waits == 0
+    simulated.reset_traffic()
+    learner.weights()
+    assert simulated.traffic().to_host == 1
+
+
 def test_bfloat16_on_a_device_is_that_of_the_cpu(device: str) -> None:
     on_device, on_cpu = (make_learner(VECTOR, {}, {"precision": "bf16"}, place) for place in (device, "cpu"))
     precise = make_learner(VECTOR, {}, {}, device)
