@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from device import simulated
 
@@ -13,3 +14,8 @@ def device() -> str:
         pytest.skip(reason)
     simulated.load()
     return simulated.NAME
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # as a run sets it; threads that share a core with others wait for each other

@@ -3,7 +3,8 @@
 // Its memory is plain host memory under another device type (PrivateUse1). Every operator without a kernel of its own
 // below runs the CPU's on CPU tensors that share the device tensors' memory, so that views, in-place and out= work.
 // What CUDA refuses is refused: tensors of both kinds in one call, but for CPU scalars and CPU indices where CUDA takes
-// them; random numbers from a CPU generator. What passes between host and device is counted.
+// them; random numbers from a CPU generator; products of integer matrices. What passes between host and device is
+// counted.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -205,6 +206,7 @@ const std::unordered_set<std::string> kTakeCpuScalars = {
     "addcmul", "addcmul_", "addcdiv", "addcdiv_", "masked_fill", "masked_fill_", "index_fill", "index_fill_",
     "fill_", "_index_put_impl_"};
 const std::unordered_set<std::string> kTakeCpuIndices = {"index", "_unsafe_index", "_index_put_impl_"};
+const std::unordered_set<std::string> kMultiplyNoIntegers = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"};
 // How large their result is, or what it is, the host has to be told before it can go on.
 const std::unordered_set<std::string> kMakeTheHostWait = {
     "nonzero", "masked_select", "equal", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
@@ -265,6 +267,8 @@ class Call {
   Tensor argument(const Tensor& tensor, bool is_written, bool is_index) {
     if (!tensor.defined()) return tensor;
     if (is_ours(tensor)) {
+      TORCH_CHECK(at::isFloatingType(tensor.scalar_type()) || !kMultiplyNoIntegers.count(name_), name_,
+                  " is not implemented for ", tensor.scalar_type(), " on ", kDevice);
       launches_ = launches_ || is_written;
       const bool is_mask = tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte;
       if (is_index && is_mask && kTakeCpuIndices.count(name_)) wait_for_the_device();

@@ -30,6 +30,7 @@ REFUSED: dict[str, Callable[[Tensor], object]] = {
     "an index on the device into the CPU": lambda x: CPU[x[0].long() > 1],
     "gather by an index on the CPU": lambda x: x.gather(1, torch.zeros(2, 1, dtype=torch.int64)),
     "a weight on the CPU": lambda x: nn.functional.conv2d(x.view(1, 1, 2, 3), torch.ones(1, 1, 1, 1)),
+    "products of integers": lambda x: x.long() @ x.long().t(),
     "random numbers of the CPU": lambda x: x.normal_(generator=torch.Generator()),
 }
 
