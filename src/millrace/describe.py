@@ -25,7 +25,7 @@ def describe_inference(config: Config, needs_torch: bool) -> str:
         copies = "here" if collect.backend == "serial" else "in each worker"
         return f"in {library}, {copies}" + (", which repeats exactly" if needs_torch and _is_exact(config) else "")
     threads = collect.inference_threads
-    place = config.device if config.device.startswith("cuda") else f"{threads} thread{'s' * (threads > 1)}"
+    place = config.device if config.device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
     halves = ", a half of each one's slots at a time" if collect.double_buffering else ""
     why = "so that workers need no torch; " if needs_torch else ""
     return (

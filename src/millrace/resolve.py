@@ -262,7 +262,7 @@ def _inference(config: Config, actor_maker: ActorMaker) -> CollectConfig:
     """
     collect = config.collect
     is_free = collect.backend in ("processes", "ray") and collect.max_policy_lag > 0 and not collect.deterministic
-    pays = config.device.startswith("cuda") or collect.workers >= WORKERS_FOR_CENTRAL
+    pays = config.device != "cpu" or collect.workers >= WORKERS_FOR_CENTRAL
     inference = collect.inference
     if inference == "auto":
         inference = "central" if is_free and actor_maker.needs_torch and pays else "local"
@@ -312,19 +312,29 @@ def _sequence_minibatches(config: Config, ppo: PPOConfig) -> PPOConfig:
 
 
 def _device(config: Config, probe: Probe) -> str:
-    if config.device == "cpu" or (config.device == "auto" and not image_keys(probe.spec, config.net)):
+    if config.device != "auto":
+        return config.device
+    if not image_keys(probe.spec, config.net):
         return "cpu"
     import torch
 
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable_device(name: str) -> str:
+    """The device itself, once it is known to be there.
+
+    Raises:
+        ConfigError: torch knows no such device, or cannot use it on this machine.
+    """
+    import torch
+
     try:
-        device = torch.device(config.device)
-    except RuntimeError:
-        raise ConfigError(f"device={config.device} is none that torch knows; use cpu, cuda or auto") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        torch.zeros(1, device=name)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device={config.device}: torch sees {torch.cuda.device_count()} CUDA devices here, and `millrace doctor` "
-            "says why; device=cpu trains without"
-        )
-    return config.device
+            f"device={name} cannot be used here: {reason}; `millrace doctor` tells what torch finds, device=cpu is "
+            "always there"
+        ) from error
+    return name

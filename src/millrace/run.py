@@ -42,7 +42,7 @@ from millrace.learner.ppo import Learner
 from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
 from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
-from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_env, resolve
+from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_env, resolve, usable_device
 from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_signal import StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
@@ -168,9 +168,9 @@ class Run:
         torch.set_num_threads(self.config.ppo.threads)
         torch.manual_seed(self.config.seed)
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self._network)
+        policy.to(usable_device(self.config.device))
         if self.config.device.startswith("cuda"):
             torch.cuda.set_device(self.config.device)  # where streams and graphs are made
-        policy.to(self.config.device)
         if image_keys(self.probe.spec, self.config.net):
             system.keep_freed_memory()
         reward_statistics = self._warm_start(policy)

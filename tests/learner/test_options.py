@@ -88,19 +88,6 @@ def test_a_number_of_minibatches_sets_their_size():
         Config().replace({"ppo.minibatches": 2, "ppo.minibatch_size": 64})
 
 
-@pytest.mark.skipif(torch.cuda.device_count() > 9, reason="ten devices")
-@pytest.mark.parametrize(
-    ("device", "match"),
-    [
-        ("gpu", "gpu is none that torch knows; use cpu, cuda or auto"),
-        ("cuda:9", "CUDA devices here.*device=cpu"),
-    ],
-)
-def test_a_device_that_is_not_there_is_told_before_anything_starts(device, match):
-    with pytest.raises(ConfigError, match=match):
-        resolve(Config().replace({"device": device}), probe())
-
-
 def test_the_lag_of_a_batch_is_told_by_row_as_largest_mean_and_smallest():
     batch = make_batch(version=5)
     batch.rollout.policy_version[:] = 4

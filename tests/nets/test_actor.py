@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from millrace.config import NetConfig
+from millrace.learner.flat import FlatParameters
 from millrace.nets.actor import ActorMaker
 from millrace.nets.policy import Policy
 from millrace.types import ActionSpec, ArraySpec, SlotSpec
@@ -154,3 +157,13 @@ def test_a_recurrent_actor_and_its_policy_agree_step_by_step(action, hidden, mem
         rows = slice(t * slots, (t + 1) * slots)
         np.testing.assert_allclose(found_params, params[rows], atol=2e-6)
         np.testing.assert_allclose(found_value, value[rows], atol=2e-6)
+
+
+def test_a_user_s_network_travels_without_what_the_learner_made_of_its_memory():
+    """Parameters that lie in one vector would each bring all of it along."""
+    network = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(8)))
+    maker = ActorMaker(SlotSpec(VECTOR, ACTIONS["both"]), NetConfig(), network=network)
+    before = len(pickle.dumps(maker))
+    FlatParameters(network.parameters())
+    assert len(pickle.dumps(maker)) == before
+    assert torch.equal(pickle.loads(pickle.dumps(maker)).network[3].weight, network[3].weight)

@@ -194,13 +194,14 @@ def value_figures(rows: Rows) -> dict[str, float]:
     target_variance = losses.weighted_mean((rows.target - target_mean) ** 2, rows.weight)
     value_mean = losses.weighted_mean(rows.value, rows.weight)
     value_variance = losses.weighted_mean((rows.value - value_mean) ** 2, rows.weight)
-    return {
-        "value_mean": float(value_mean),
-        "value_scale": float((value_variance / target_variance.clamp_min(1e-8)).sqrt()),
-        "target_mean": float(target_mean),
-        "target_deviation": float(target_variance.sqrt()),
-        "explained_variance": float(losses.explained_variance(rows.value, rows.target, rows.weight)),
+    figures = {
+        "value_mean": value_mean,
+        "value_scale": (value_variance / target_variance.clamp_min(1e-8)).sqrt(),
+        "target_mean": target_mean,
+        "target_deviation": target_variance.sqrt(),
+        "explained_variance": losses.explained_variance(rows.value, rows.target, rows.weight),
     }
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
 def kl_of_update(stats: dict[str, float]) -> float:

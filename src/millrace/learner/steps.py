@@ -178,7 +178,7 @@ class DeviceSteps:
 
     def finish(self, meanwhile: Meanwhile | None = None) -> int:
         if meanwhile is not None:
-            done = torch.get_device_module(self._device).Event()
+            done = torch.Event(self._device)
             done.record()
             while not done.query():
                 meanwhile(WAIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +66,11 @@ class ActorMaker:
     net: NetConfig
     normalize_observation: bool = False
     network: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The network travels from the learner's device to processes that may not have it, and without its memory."""
+        network = None if self.network is None else copy.deepcopy(self.network).cpu()
+        return {**vars(self), "network": network}
 
     @property
     def needs_torch(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class Stream(nn.Module):
         self.body = ImageBody(spec, net) if image_keys(spec, net) else DenseBody(spec, net)
         layer = nn.LSTM if net.memory == "lstm" else nn.GRU
         self.memory = layer(self.body.num_features, net.memory_size)
+        # The learner lays all parameters into one vector; what cuDNN copies for that is small beside the sequences.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         for name, parameter in self.memory.named_parameters():
             nn.init.zeros_(parameter) if name.startswith("bias") else orthogonal_matrix(parameter, 1.0)
 
