@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+import millrace
 from device.test_learner import DICT, FRAMES, VECTOR, make_learner, taught
 from helpers import learned, quick_train
 from learner.recorded_graph import RecordedGraph
+from millrace.config import PPOConfig
+from millrace.learner import ppo
+from millrace.learner.flat import FlatParameters
+from millrace.learner.gradients import AutogradGradients
 from millrace.learner.graph import CudaGraph
-from millrace.learner.ppo import Learner
 from millrace.learner.steps import DeviceSteps, GraphedSteps
+from millrace.nets.policy import Policy
 from millrace.types import SlotSpec
 from toys import Clock, Pixels
 
@@ -25,23 +30,32 @@ CASES: dict[str, tuple[SlotSpec, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def with_graph(learner: Learner, device: str) -> Learner:
-    """The same, by CUDA's graphs on a GPU, else by one of operations."""
-    steps = learner._steps
-    assert isinstance(steps, DeviceSteps)
-    graph = CudaGraph() if device == "cuda" else RecordedGraph()
-    learner._steps = GraphedSteps(steps._gradients, steps._parameters, learner.config, graph)
-    return learner
+def as_graph(policy: Policy, parameters: FlatParameters, config: PPOConfig, auxiliary: Any = None) -> GraphedSteps:
+    """Steps by CUDA's graphs on a GPU, else by one of operations."""
+    graph = CudaGraph() if parameters.vector.device.type == "cuda" else RecordedGraph()
+    return GraphedSteps(AutogradGradients(policy, parameters, config, auxiliary), parameters, config, graph)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_graph_makes_the_steps_that_are_made_without(case: str, device: str) -> None:
-    spec, net, ppo = CASES[case]
-    direct = make_learner(spec, net, ppo, device)
-    graphed = with_graph(make_learner(spec, net, ppo, device), device)
+def test_a_graph_makes_the_steps_that_are_made_without(case: str, device: str, monkeypatch) -> None:
+    spec, net, settings = CASES[case]
+    direct = make_learner(spec, net, settings, device)
+    assert isinstance(direct._steps, DeviceSteps)
+    monkeypatch.setattr(ppo, "make_steps", as_graph)
+    graphed = make_learner(spec, net, settings, device)
     for found, expected in zip(taught(graphed, spec, 4), taught(direct, spec, 4), strict=True):
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
     np.testing.assert_allclose(graphed.weights(), direct.weights(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_graph", [False, True], ids=["queued", "graph"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cartpole_is_learned(seed: int, has_graph: bool, device: str, run_dir: Path, monkeypatch) -> None:
+    if has_graph:
+        monkeypatch.setattr(ppo, "make_steps", as_graph)
+    millrace.train("CartPole-v1", seed=seed, device=device, total_env_steps=300_000, run_dir=run_dir, quiet=True)
+    assert millrace.evaluate(run_dir, episodes=50).mean_return > 475
 
 
 @pytest.mark.parametrize("env", [Clock, Pixels])
