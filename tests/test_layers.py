@@ -20,6 +20,8 @@ KNOWS: dict[str, set[str] | str] = {
     "errors": set(),
     "types": {"errors"},
     "curriculum": {"types"},
+    "interval": set(),
+    "stop_rules": {"config"},
     "config": {"errors", "types"},  # types for `require`
     "system": {"errors"},
     "ops": {"types"},

@@ -36,6 +36,7 @@ from millrace.describe import describe_correction, describe_inference, describe_
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
 from millrace.errors import CheckpointError, ConfigError, MissingExtraError
+from millrace.interval import Interval
 from millrace.journal import Journal
 from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.ppo import Learner
@@ -44,7 +45,8 @@ from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
 from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_env, resolve
 from millrace.rundir import RunDirectory, new_run_path
-from millrace.stop_signal import StopSignal
+from millrace.stop_rules import RECENT_EPISODES, reason_to_stop
+from millrace.stop_signal import STOPPED_BY, StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
 from millrace.watch import Watch
 
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
     from millrace.collect.ray_session import RaySession
     from millrace.nets.policy import Policy
 
-RECENT_EPISODES = 100
-STOPPED_BY = "stopped by"
 SLOW_PROBE_S = 1.0
 SPARE_ROLLOUTS = 1  # one more place than the lag allows in flight, so that a grant never waits for a copy
 
@@ -145,8 +145,9 @@ class Run:
         if self._resume_from:
             self._restore_collectors(states)
         self.journal = Journal(self.config.metrics.every_s, self.env_steps)
-        self._last_checkpoint_s = time.perf_counter()
-        self._last_checkpoint_steps = self._last_eval_steps = self.env_steps
+        settings = self.config.checkpoint
+        self._checkpoint_interval = Interval(self.env_steps, settings.every_env_steps, settings.every_s)
+        self._eval_interval = Interval(self.env_steps, self.config.eval.every_env_steps)
         self._write_status("running")
 
     def _probe(self) -> Probe:
@@ -305,7 +306,7 @@ class Run:
         self.recent.extend(batch.episodes)
         self.record_faults()
         self._scale_workers()
-        self._stop_if_done()
+        self.stopping = self._reason_to_stop() or self.stopping
         if self.journal.is_due or self.stopping or self.is_complete:
             row = self.journal.row(self, stats)
             self.sinks.write(row)
@@ -340,20 +341,14 @@ class Run:
         if pool.active != before:
             self.sinks.note(f"{pool.active} workers instead of {before}: {reason}")
 
-    def _stop_if_done(self) -> None:
-        stop = self.config.stop
-        if stop.updates and self.learner.updates >= stop.updates:
-            self.stopping = f"stop.updates={stop.updates} reached"
-        elif stop.episodes and self.episodes >= stop.episodes:
-            self.stopping = f"stop.episodes={stop.episodes} reached"
-        elif stop.wall_s and self.wall_s >= stop.wall_s:
-            self.stopping = f"stop.wall_s={stop.wall_s:g} reached"
-        elif (
-            stop.mean_return is not None
-            and len(self.recent) == RECENT_EPISODES
-            and self.mean_return >= stop.mean_return
-        ):
-            self.stopping = f"stop.mean_return={stop.mean_return:g} reached"
+    def _reason_to_stop(self) -> str:
+        return reason_to_stop(
+            self.config.stop,
+            updates=self.learner.updates,
+            episodes=self.episodes,
+            wall_s=self.wall_s,
+            mean_return=self.mean_return,
+        )
 
     def record_faults(self) -> None:
         """Tell what happened to workers since the last time."""
@@ -383,10 +378,10 @@ class Run:
 
     def evaluate_if_due(self) -> None:
         """Play the fixed evaluation seeds if enough steps have passed."""
-        settings = self.config.eval
-        if not settings.every_env_steps or self.env_steps - self._last_eval_steps < settings.every_env_steps:
+        if not self._eval_interval.is_over(self.env_steps):
             return
-        self._last_eval_steps = self.env_steps
+        self._eval_interval.begin(self.env_steps)
+        settings = self.config.eval
         actor_maker = self.source.pool.setup.actor_maker
         actor = actor_maker.make()
         actor.load(self.learner.weights())
@@ -400,15 +395,12 @@ class Run:
 
     def checkpoint_if_due(self) -> None:
         """Write a checkpoint if enough steps or seconds have passed."""
-        settings = self.config.checkpoint
-        by_steps = settings.every_env_steps and self.env_steps - self._last_checkpoint_steps >= settings.every_env_steps
-        by_time = settings.every_s and time.perf_counter() - self._last_checkpoint_s >= settings.every_s
-        if by_steps or by_time:
+        if self._checkpoint_interval.is_over(self.env_steps):
             self.checkpoint()
 
     def checkpoint(self) -> Checkpoint | None:
         """Write a checkpoint now; a full disk is told about and survived."""
-        self._last_checkpoint_s, self._last_checkpoint_steps = time.perf_counter(), self.env_steps
+        self._checkpoint_interval.begin(self.env_steps)
         if not self.config.eval.every_env_steps and self.recent and self.mean_return > self._best_score:
             self._best_score, self.store.best_env_steps = self.mean_return, self.env_steps
         try:
@@ -448,7 +440,6 @@ class Run:
             "wall_s": self.wall_s,
             "best_score": float(self._best_score),
             "best_env_steps": self.store.best_env_steps,
-            "last_eval_steps": self._last_eval_steps,
             "recent": [dataclasses.asdict(episode) for episode in self.recent],
             "counts": vars(self.source.counts).copy(),
             "learner": self.learner.save_state(),
@@ -511,7 +502,7 @@ class Run:
             warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
 
     def _on_signal(self, name: str) -> None:
-        self.stopping = f"stopped by {name}"
+        self.stopping = f"{STOPPED_BY} {name}"
 
     def _kill_workers(self) -> None:
         pool = self.source.pool if hasattr(self, "source") else None

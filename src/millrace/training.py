@@ -15,8 +15,9 @@ from millrace.deploy.policy import find_policy
 from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
-from millrace.run import STOPPED_BY, Extras, Run
+from millrace.run import Extras, Run
 from millrace.rundir import RunDirectory, find_checkpoint, newest_run
+from millrace.stop_signal import STOPPED_BY
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,15 @@ from millrace.config import Config
 from millrace.deploy.episodes import play_episodes
 from millrace.envs.make import EnvMaker
 from millrace.errors import CheckpointError
+from millrace.interval import Interval
 from millrace.metrics.sinks import Row, Sinks
 from millrace.resolve import probe_env, resolve
 from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
 from millrace.rllib.envs import offer, require_rllib
-from millrace.run import RECENT_EPISODES, STOPPED_BY, make_sinks
+from millrace.run import make_sinks
 from millrace.rundir import RunDirectory, new_run_path
-from millrace.stop_signal import StopSignal
+from millrace.stop_rules import reason_to_stop
+from millrace.stop_signal import STOPPED_BY, StopSignal
 
 COUNTERS_FILE = "millrace_counters.json"
 LOSSES = {
@@ -110,9 +112,11 @@ class RllibRun:
         if self._resume_from is not None:
             self._algorithm.restore_from_path(str(self._resume_from.resolve()))
             self._notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
-        self._trained_s = self._last_row_s = self._last_checkpoint_s = time.perf_counter()
-        self._first_steps = self._last_row_steps = self._last_checkpoint_steps = self.counters.env_steps
-        self._last_eval_steps = self.counters.env_steps
+        self._trained_s = self._last_row_s = time.perf_counter()
+        self._first_steps = self._last_row_steps = self.counters.env_steps
+        settings = self.config.checkpoint
+        self._checkpoint_interval = Interval(self._first_steps, settings.every_env_steps, settings.every_s)
+        self._eval_interval = Interval(self._first_steps, self.config.eval.every_env_steps)
         self._write_status("running")
 
     def _start_ray(self) -> None:
@@ -159,7 +163,14 @@ class RllibRun:
         counters.updates += counters.env_steps > before  # APPO returns now and then before anything has come
         mean_return = float(runners.get("episode_return_mean", math.nan))
         counters.mean_return = None if math.isnan(mean_return) else mean_return
-        self._stop_if_done()
+        reason = reason_to_stop(
+            self.config.stop,
+            updates=counters.updates,
+            episodes=counters.episodes,
+            wall_s=self.wall_s,
+            mean_return=counters.mean_return,
+        )
+        self.stopping = reason or self.stopping
         now_s = time.perf_counter()
         if now_s - self._last_row_s < self.config.metrics.every_s and not self.stopping and not self.is_complete:
             return
@@ -189,27 +200,14 @@ class RllibRun:
         row |= _shares(results.get("timers", {}))
         return _finite(row)
 
-    def _stop_if_done(self) -> None:
-        stop, counters = self.config.stop, self.counters
-        mean_return = counters.mean_return
-        if stop.updates and counters.updates >= stop.updates:
-            self.stopping = f"stop.updates={stop.updates} reached"
-        elif stop.episodes and counters.episodes >= stop.episodes:
-            self.stopping = f"stop.episodes={stop.episodes} reached"
-        elif stop.wall_s and self.wall_s >= stop.wall_s:
-            self.stopping = f"stop.wall_s={stop.wall_s:g} reached"
-        elif stop.mean_return is not None and counters.episodes >= RECENT_EPISODES and mean_return is not None:
-            self.stopping = f"stop.mean_return={stop.mean_return:g} reached" if mean_return >= stop.mean_return else ""
-
     def _evaluate_if_due(self) -> None:
         """Play the fixed evaluation seeds with the policy as it would be loaded."""
-        settings, steps = self.config.eval, self.counters.env_steps
-        if not settings.every_env_steps or steps - self._last_eval_steps < settings.every_env_steps:
+        if not self._eval_interval.is_over(self.counters.env_steps):
             return
         from millrace.deploy.policy import load_policy
 
-        self._last_eval_steps = steps
-        written = self.checkpoint()
+        self._eval_interval.begin(self.counters.env_steps)
+        written, settings = self.checkpoint(), self.config.eval
         if written is None:
             return
         actor = load_policy(written, trust=True).actor
@@ -220,16 +218,13 @@ class RllibRun:
     # Checkpoints ---------------------------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        settings, steps = self.config.checkpoint, self.counters.env_steps
-        by_steps = settings.every_env_steps and steps - self._last_checkpoint_steps >= settings.every_env_steps
-        by_time = settings.every_s and time.perf_counter() - self._last_checkpoint_s >= settings.every_s
-        if by_steps or by_time:
+        if self._checkpoint_interval.is_over(self.counters.env_steps):
             self.checkpoint()
 
     def checkpoint(self) -> Path | None:
         """Write a checkpoint of RLlib's, aside first: it is either whole or not there. A full disk is survived."""
         counters = self.counters
-        self._last_checkpoint_s, self._last_checkpoint_steps = time.perf_counter(), counters.env_steps
+        self._checkpoint_interval.begin(counters.env_steps)
         counters.wall_s = self.wall_s
         if counters.mean_return is not None and counters.mean_return > (counters.best_score or -math.inf):
             counters.best_score, counters.best_env_steps = counters.mean_return, counters.env_steps
