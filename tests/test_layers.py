@@ -148,6 +148,7 @@ def test_every_room_is_in_the_table():
         "rundir",
         "cli",
         "journal",
+        "logbook",
         "stop_signal",
         "rllib",
         "__main__",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import os
-import sys
 import time
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +32,15 @@ from millrace.deploy.rllib_checkpoint import RllibCheckpoint
 from millrace.describe import describe_correction, describe_inference, describe_lag, describe_replay
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import episode_seed
-from millrace.errors import CheckpointError, ConfigError, MissingExtraError
+from millrace.errors import CheckpointError, ConfigError
 from millrace.interval import Interval
 from millrace.journal import Journal
 from millrace.learner.intrinsic import Intrinsic
 from millrace.learner.ppo import Learner
-from millrace.metrics.sinks import JsonLinesSink, LinesSink, LogSink, Sinks, StdoutJsonSink
+from millrace.logbook import Logbook
 from millrace.nets.actor import ActorMaker
 from millrace.nets.inputs import image_keys
 from millrace.resolve import Probe, batch_size_rows, items_per_rollout, probe_env, resolve
-from millrace.rundir import RunDirectory, new_run_path
 from millrace.stop_rules import RECENT_EPISODES, reason_to_stop
 from millrace.stop_signal import STOPPED_BY, StopSignal
 from millrace.types import EpisodeRecord, RolloutLayout
@@ -87,10 +83,12 @@ class Run:
     ) -> None:
         self._begin_s = time.perf_counter() if started_s is None else started_s
         self.stopping = ""
-        self._maker, self._network, self._quiet = maker, network, quiet
+        self._maker, self._network = maker, network
         self._resume_from, self._init_from = resume_from, init_from
         self._extras = extras
         self._requested = config
+        self.logbook = Logbook(config, maker.name, quiet)
+        self._opened = contextlib.ExitStack()
         self.signal = StopSignal(self._on_signal, self._kill_workers)
         self.env_steps, self.episodes, self.updates_skipped = 0, 0, 0
         self.imitation_steps = 0
@@ -98,7 +96,6 @@ class Run:
         self._earlier_s = 0.0  # spent by earlier processes of this run
         self._best_score = -np.inf
         self.eval_return: float | None = None
-        self._notes: list[str] = []
         self._last_published_s = 0.0
         self._watch = Watch()
         self.ray: RaySession | None = None
@@ -118,26 +115,27 @@ class Run:
     # Opening -------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
+        self._opened.callback(threadpoolctl.threadpool_limits(1, user_api="blas").restore_original_limits)
         config = self._requested
         if config.collect.backend == "ray":
             from millrace.collect.ray_session import begin
 
             self.ray = begin(config)  # a cluster takes seconds to come, and so does what follows
-        path = Path(config.run_dir) if config.run_dir else new_run_path(self._maker.name)
-        self.directory = RunDirectory(path)
-        self.directory.create()
-        self.sinks = Sinks(make_sinks(config, path, self._maker.name, self._console, self._notes))
+            self._opened.callback(self.ray.close)
+        self._opened.callback(self.logbook.close)
+        self.logbook.open()
+        self.directory = self.logbook.directory
         self.probe: Probe = self._probe()
         if self.ray is not None and self.ray.address and not config.collect.workers:
             config = config.replace({"collect.workers": self.ray.workers_that_fit()})
-        self.config = dataclasses.replace(resolve(config, self.probe, self._network), run_dir=str(path))
+        self.config = dataclasses.replace(resolve(config, self.probe, self._network), run_dir=str(self.directory.path))
         self.directory.write_config(self.config)
         self.store = CheckpointStore(self.directory.checkpoints, self.config.checkpoint)
         self.curriculum = Curriculum(self.config.curriculum, self.config.total_env_steps)
         self.learner = self._make_learner()
         self.signal.install()
         self.source = self._make_source()
+        self._opened.callback(self.source.close)
         states = self._restore() if self._resume_from else None
         self.publish()
         self.source.pool.start()
@@ -156,7 +154,7 @@ class Run:
         probe = probe_env(self._maker, curriculum.stages())
         took_s = time.perf_counter() - begin_s
         if took_s > SLOW_PROBE_S:
-            self.sinks.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
+            self.logbook.note(f"{self._maker.name} was made ready in {took_s:.1f} s (compiled games are cached)")
         return probe
 
     def _make_learner(self) -> Learner:
@@ -195,9 +193,9 @@ class Run:
         from millrace.imitation import imitate
 
         options = self.curriculum.at(0)
-        done = imitate(policy, self._actor_maker(), self._maker, self.config, options, self.sinks.note)
+        done = imitate(policy, self._actor_maker(), self._maker, self.config, options, self.logbook.note)
         self.imitation_steps = done.env_steps
-        self.sinks.note(
+        self.logbook.note(
             f"imitated {self.config.imitate.player} for {done.env_steps:,} steps, which count apart, in "
             f"{done.wall_s:.1f} s: {done.describe()}"
         )
@@ -209,7 +207,7 @@ class Run:
             statistics: dict[str, Any] = checkpoint.read_trainer()["learner"]
             return statistics
         except CheckpointError as error:
-            self.sinks.note(f"reward statistics begin anew: {error}")
+            self.logbook.note(f"reward statistics begin anew: {error}")
             return None
 
     def _actor_maker(self) -> ActorMaker:
@@ -272,7 +270,7 @@ class Run:
         options = self.curriculum.at(self.env_steps)
         if options != self.source.pool.options.current:
             self.source.pool.options.current = options
-            self._log(f"at {self.env_steps:,} steps: " + ", ".join(f"{k}={v}" for k, v in options.items()))
+            self.logbook.log(f"at {self.env_steps:,} steps: " + ", ".join(f"{k}={v}" for k, v in options.items()))
 
     def _add_to_pool(self) -> None:
         """The policy as a file among those of recent updates, if they are wanted; a full disk is survived."""
@@ -283,7 +281,7 @@ class Run:
         try:
             pool.add(self._policy_record(), self._policy_arrays(), self.learner.updates, self.env_steps, __version__)
         except CheckpointError as error:
-            self.sinks.note(f"{error}; training goes on")
+            self.logbook.note(f"{error}; training goes on")
 
     @property
     def _is_publishing_due(self) -> bool:
@@ -309,9 +307,9 @@ class Run:
         self.stopping = self._reason_to_stop() or self.stopping
         if self.journal.is_due or self.stopping or self.is_complete:
             row = self.journal.row(self, stats)
-            self.sinks.write(row)
+            self.logbook.write(row)
             for sentence in self._watch.see(row, self.progress):
-                self.sinks.note(sentence)
+                self.logbook.note(sentence)
 
     @property
     def is_complete(self) -> bool:
@@ -339,7 +337,7 @@ class Run:
             if load is not None:
                 pool.active, reason = workers_wanted(before, settings.min_workers, settings.workers, load)
         if pool.active != before:
-            self.sinks.note(f"{pool.active} workers instead of {before}: {reason}")
+            self.logbook.note(f"{pool.active} workers instead of {before}: {reason}")
 
     def _reason_to_stop(self) -> str:
         return reason_to_stop(
@@ -354,12 +352,12 @@ class Run:
         """Tell what happened to workers since the last time."""
         setup = self.source.pool.setup
         while setup.notes:
-            self.sinks.note(setup.notes.pop(0))
+            self.logbook.note(setup.notes.pop(0))
         faults = setup.faults
         while faults:
             fault = faults.pop(0)
             if fault.worker == INFERENCE:
-                self.sinks.note(f"{fault.message} ({fault.kind}): restarted; what it was asked waits")
+                self.logbook.note(f"{fault.message} ({fault.kind}): restarted; what it was asked waits")
                 continue
             try:
                 file = fault.write(self.directory.path / "crashes", self._env_record())
@@ -367,11 +365,11 @@ class Run:
                 where = f"; reproduce: millrace replay {file}" if fault.slots else f"; {file} has what is known of it"
             except OSError as error:
                 where = f"; its crash file could not be written: {error.strerror}"
-            self.sinks.note(f"{fault.message} ({fault.kind}): restarted{where}")
+            self.logbook.note(f"{fault.message} ({fault.kind}): restarted{where}")
 
     def add_notes(self, notes: list[str]) -> None:
         """Sentences to tell at the start."""
-        self._notes += notes
+        self.logbook.notes += notes
 
     def _env_record(self) -> dict[str, Any]:
         return dataclasses.asdict(self.config.env)
@@ -408,17 +406,14 @@ class Run:
                 self.env_steps, self._policy_record(), self._policy_arrays(), self._trainer_state(), __version__
             )
             for path in self.store.retire():
-                self._log(
+                self.logbook.log(
                     f"deleted the checkpoint {path.name}: checkpoint.keep_last={self.config.checkpoint.keep_last}"
                 )
             self._write_status("running")
             return written
         except OSError as error:
-            self.sinks.note(f"no checkpoint could be written at {self.env_steps} steps ({error}); training goes on")
+            self.logbook.note(f"no checkpoint could be written at {self.env_steps} steps ({error}); training goes on")
             return None
-
-    def _log(self, text: str) -> None:
-        LogSink(self.directory.path / "log.txt").note(text)
 
     # What a checkpoint holds ---------------------------------------------------------------------------------
 
@@ -470,36 +465,26 @@ class Run:
         if states is None:
             cut = self.config.collect.workers * self.config.collect.envs_per_worker
         for path in self.store.set_aside_after(self.env_steps):
-            self.sinks.note(f"set aside the checkpoint {path.name}: resuming from before it undoes it")
+            self.logbook.note(f"set aside the checkpoint {path.name}: resuming from before it undoes it")
         exactly = "exactly where it stopped" if not problems else f"with {cut} episodes cut and begun anew"
         emptied = "; the replay buffer begins empty" if self.config.replay.is_on else ""
-        self.sinks.note(f"resumed at {self.env_steps:,} steps, {exactly}{emptied}")
+        self.logbook.note(f"resumed at {self.env_steps:,} steps, {exactly}{emptied}")
         for problem in problems:
-            self.sinks.note(f"  {problem}")
+            self.logbook.note(f"  {problem}")
 
     # Ending --------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """The last checkpoint and the last status."""
         if self.signal.was_given and self.source.drain():
-            self.sinks.note(f"dropped {self.source.counts.dropped_env_steps} collected steps to stop in time")
+            self.logbook.note(f"dropped {self.source.counts.dropped_env_steps} collected steps to stop in time")
         self.checkpoint()
         if self.learner.updates:
-            self.sinks.note(self.journal.who_waited(self))
+            self.logbook.note(self.journal.who_waited(self))
         self._write_status("complete" if self.is_complete else self.stopping or "stopped")
 
     def _write_status(self, state: str) -> None:
-        status = {
-            "state": state,
-            "env_steps": self.env_steps,
-            "wall_s": self.wall_s,
-            "pid": os.getpid(),
-            "mean_return": None if np.isnan(self.mean_return) else self.mean_return,
-        }
-        try:
-            self.directory.write_status(status)
-        except OSError as error:
-            warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
+        self.logbook.write_status(state, self.env_steps, self.wall_s, self.mean_return)
 
     def _on_signal(self, name: str) -> None:
         self.stopping = f"{STOPPED_BY} {name}"
@@ -511,28 +496,11 @@ class Run:
 
     def _close(self) -> None:
         self.signal.restore()
-        closers: list[Callable[[], None]] = []
-        if hasattr(self, "source"):
-            closers.append(self.source.close)
-        if hasattr(self, "sinks"):
-            closers.append(self.sinks.close)
-        if self.ray is not None:
-            closers.append(self.ray.close)
-        closers += [self.directory.lock.release] if hasattr(self, "directory") else []
-        closers.append(self._blas_limit.restore_original_limits)
-        for close in closers:
-            close()
+        self._opened.close()
 
     def announce(self) -> None:
         """Tell the screen, if there is one, what `describe` says."""
-        if self._console != "off":
-            print(*self.describe(), sep="\n", file=sys.stderr if self._console == "json" else sys.stdout, flush=True)
-        for note in self._notes:
-            self.sinks.note(note)
-
-    @property
-    def _console(self) -> str:
-        return "off" if self._quiet else self._requested.metrics.console
+        self.logbook.announce(self.describe())
 
     def describe(self) -> list[str]:
         """What a person wants to read at the start: sizes and the choices that were made."""
@@ -552,31 +520,6 @@ class Run:
         if self.probe.exactness not in ("state", "replay"):
             lines.append(f"resume    begins new episodes: {self.probe.exactness}")
         return lines
-
-
-def make_sinks(config: Config, path: Path, name: str, console: str, notes: list[str]) -> list[Any]:
-    """Where the figures of a run go; `notes` gets a sentence about what is left out."""
-    sinks: list[Any] = [JsonLinesSink(path / "metrics.jsonl"), LogSink(path / "log.txt")]
-    if config.metrics.tensorboard:
-        from millrace.metrics.tensorboard import TensorBoardSink
-
-        try:
-            sinks.append(TensorBoardSink(path / "tensorboard"))
-        except MissingExtraError as error:
-            notes.append(f"no TensorBoard files: {error}")
-    if config.collect.backend == "ray" and config.engine == "millrace":
-        from millrace.metrics.ray_metrics import RayMetricsSink
-
-        sinks.append(RayMetricsSink(path.name))
-    if console == "json":
-        sinks.append(StdoutJsonSink())
-    elif console == "live" or (console == "auto" and sys.stdout.isatty()):
-        from millrace.metrics.console import LiveSink
-
-        sinks.append(LiveSink(f"millrace {name}", config.total_env_steps, config.stop.wall_s))
-    elif console != "off":
-        sinks.append(LinesSink(config.total_env_steps))
-    return sinks
 
 
 def num_rollouts(config: Config) -> int:

@@ -8,9 +8,7 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,12 @@ from millrace.deploy.episodes import play_episodes
 from millrace.envs.make import EnvMaker
 from millrace.errors import CheckpointError
 from millrace.interval import Interval
-from millrace.metrics.sinks import Row, Sinks
+from millrace.logbook import Logbook
+from millrace.metrics.sinks import Row
 from millrace.resolve import probe_env, resolve
 from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
 from millrace.rllib.envs import offer, require_rllib
-from millrace.run import make_sinks
-from millrace.rundir import RunDirectory, new_run_path
+from millrace.rundir import RunDirectory
 from millrace.stop_rules import reason_to_stop
 from millrace.stop_signal import STOPPED_BY, StopSignal
 
@@ -65,12 +63,11 @@ class RllibRun:
         self, config: Config, maker: EnvMaker, quiet: bool, started_s: float, resume_from: Path | None = None
     ) -> None:
         self._begin_s, self._requested, self._maker = started_s, config, maker
-        self._console = "off" if quiet else config.metrics.console
+        self.logbook = Logbook(config, maker.name, quiet)
         self._resume_from = resume_from
         self.counters = Counters()
         self._earlier_s = 0.0
         self.stopping = ""
-        self._notes: list[str] = []
         self._owns_ray = False
         self._algorithm: Any = None
         self.eval_return: float | None = None
@@ -90,17 +87,15 @@ class RllibRun:
     def _open(self) -> None:
         require_rllib()
         requested = self._requested
-        path = Path(requested.run_dir) if requested.run_dir else new_run_path(self._maker.name)
-        self.directory = RunDirectory(path)
-        self.directory.create()
-        self.sinks = Sinks(make_sinks(requested, path, self._maker.name, self._console, self._notes))
+        self.logbook.open()
+        self.directory = self.logbook.directory
         probe = probe_env(self._maker)
-        self.config = dataclasses.replace(resolve(requested, probe), run_dir=str(path))
+        self.config = dataclasses.replace(resolve(requested, probe), run_dir=str(self.directory.path))
         before = Config() if self._resume_from is None else self.directory.read_config()
         self.directory.write_config(self.config)
         lost = without_counterpart(requested, before, probe.spec)
         if lost:
-            self._notes.append(f"RLlib has no counterpart of {', '.join(lost)}: left out")
+            self.logbook.notes.append(f"RLlib has no counterpart of {', '.join(lost)}: left out")
         if self._resume_from is not None:
             self._load_counters(self._resume_from)
         self.signal.install()
@@ -111,7 +106,7 @@ class RllibRun:
         )
         if self._resume_from is not None:
             self._algorithm.restore_from_path(str(self._resume_from.resolve()))
-            self._notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
+            self.logbook.notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
         self._trained_s = self._last_row_s = time.perf_counter()
         self._first_steps = self._last_row_steps = self.counters.env_steps
         settings = self.config.checkpoint
@@ -174,7 +169,7 @@ class RllibRun:
         now_s = time.perf_counter()
         if now_s - self._last_row_s < self.config.metrics.every_s and not self.stopping and not self.is_complete:
             return
-        self.sinks.write(self._row(results, now_s))
+        self.logbook.write(self._row(results, now_s))
         self._last_row_s, self._last_row_steps = now_s, counters.env_steps
 
     def _row(self, results: dict[str, Any], now_s: float) -> Row:
@@ -238,7 +233,9 @@ class RllibRun:
             aside.replace(final)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            self.sinks.note(f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on")
+            self.logbook.note(
+                f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on"
+            )
             return None
         self._retire()
         self._write_status("running")
@@ -273,10 +270,7 @@ class RllibRun:
             f"learn     {ppo.epochs} epochs of minibatches of {ppo.minibatch_size}, {ppo.threads} threads, "
             f"{self.config.device}",
         ]
-        if self._console != "off":
-            print(*lines, sep="\n", file=sys.stderr if self._console == "json" else sys.stdout, flush=True)
-        for note in self._notes:
-            self.sinks.note(note)
+        self.logbook.announce(lines)
 
     def finish(self) -> None:
         """The last checkpoint and the last status."""
@@ -284,18 +278,7 @@ class RllibRun:
         self._write_status("complete" if self.is_complete else self.stopping or "stopped")
 
     def _write_status(self, state: str) -> None:
-        counters = self.counters
-        status = {
-            "state": state,
-            "env_steps": counters.env_steps,
-            "wall_s": self.wall_s,
-            "pid": os.getpid(),
-            "mean_return": counters.mean_return,
-        }
-        try:
-            self.directory.write_status(status)
-        except OSError as error:
-            warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
+        self.logbook.write_status(state, self.counters.env_steps, self.wall_s, self.counters.mean_return)
 
     def _on_signal(self, name: str) -> None:
         self.stopping = f"{STOPPED_BY} {name}"
@@ -308,10 +291,7 @@ class RllibRun:
 
             ray.shutdown()
         self.signal.restore()
-        if hasattr(self, "sinks"):
-            self.sinks.close()
-        if hasattr(self, "directory"):
-            self.directory.lock.release()
+        self.logbook.close()
 
 
 def checkpoints_of(directory: RunDirectory) -> list[Path]:
