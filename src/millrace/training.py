@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
+from millrace.composer import Extras
 from millrace.config import SHORT_NAMES, Config
 from millrace.deploy.policy import find_policy
 from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
-from millrace.run import Extras, Run
+from millrace.run import Run
 from millrace.rundir import RunDirectory, find_checkpoint, newest_run
 from millrace.stop_signal import STOPPED_BY
 

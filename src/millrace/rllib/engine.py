@@ -17,7 +17,7 @@ import threadpoolctl
 from millrace import system
 from millrace.checkpoints.store import PREFIX
 from millrace.config import Config
-from millrace.deploy.episodes import play_episodes
+from millrace.deploy.episodes import eval_return
 from millrace.envs.make import EnvMaker
 from millrace.errors import CheckpointError
 from millrace.interval import Interval
@@ -66,7 +66,6 @@ class RllibRun:
         self.logbook = Logbook(config, maker.name, quiet)
         self._resume_from = resume_from
         self.counters = Counters()
-        self._earlier_s = 0.0
         self.stopping = ""
         self._owns_ray = False
         self._algorithm: Any = None
@@ -134,7 +133,7 @@ class RllibRun:
     @property
     def wall_s(self) -> float:
         """Seconds of this run, those of earlier processes included."""
-        return self._earlier_s + time.perf_counter() - self._begin_s
+        return time.perf_counter() - self._begin_s
 
     @property
     def steps_per_second(self) -> float:
@@ -202,13 +201,11 @@ class RllibRun:
         from millrace.deploy.policy import load_policy
 
         self._eval_interval.begin(self.counters.env_steps)
-        written, settings = self.checkpoint(), self.config.eval
+        written = self.checkpoint()
         if written is None:
             return
         actor = load_policy(written, trust=True).actor
-        maker = self._maker.with_kwargs(**settings.kwargs)
-        records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
-        self.eval_return = sum(record.episode_return for record in records) / len(records)
+        self.eval_return = eval_return(actor, self._maker, self.config.eval)
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 
@@ -255,7 +252,7 @@ class RllibRun:
             self.counters = Counters(**data)
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{checkpoint} cannot be resumed: its counters are not readable: {error}") from None
-        self._earlier_s = self.counters.wall_s
+        self._begin_s -= self.counters.wall_s
 
     # Beginning and ending ------------------------------------------------------------------------------------
 
