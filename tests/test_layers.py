@@ -67,7 +67,7 @@ OPTIONAL = {
         *(f"collect/{name}.py" for name in ("ray_session", "ray_host", "ray_actors")),
         "metrics/ray_metrics.py",
         "deploy/rllib_module.py",
-        *(f"rllib/{name}.py" for name in ("envs", "algorithm", "engine")),
+        *(f"rllib/{name}.py" for name in ("envs", "algorithm")),
     },
     "wandb": set(),
     "zmq": set(),

@@ -203,7 +203,7 @@ def rllib_run(run_dir: str | Path | None) -> tuple[Path, RunDirectory] | None:
     place = where if (where / "config.toml").is_file() else where.parent.parent
     if not (place / "config.toml").is_file() or RunDirectory(place).read_config().engine != "rllib":
         return None
-    from millrace.rllib.engine import newest_checkpoint
+    from millrace.rllib.checkpoints import newest_checkpoint
 
     return newest_checkpoint(where), RunDirectory(place)
 
@@ -214,7 +214,7 @@ def _train_with_rllib(
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f'{name}=... is of Millrace\'s own training; engine="rllib" takes settings alone')
-    from millrace.rllib.engine import checkpoints_of
+    from millrace.rllib.checkpoints import checkpoints_of
 
     found = checkpoints_of(RunDirectory(Path(config.run_dir))) if config.run_dir else []
     if found and not auto_resume:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import importlib.util
+import math
 import os
 import sys
 import threading
@@ -35,10 +36,12 @@ class RaySession:
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("Ray", "ray", "collecting on a cluster")
         self._settings = config
-        self._config, self._workers = config.ray, config.collect.workers or max(1, system.available_cores() - 1)
+        self._config = config.ray
         self._is_central = config.collect.inference != "local"
         self._working_dir = config.ray.working_dir or _directory_of(config.env.id)
         self.address = config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
+        if config.engine == "rllib":  # trains on this machine alone
+            self.address = ""
         self.is_ours, self.dashboard_url = False, ""
         self._has_connected = False
         self._problem: Exception | None = None
@@ -104,9 +107,8 @@ class RaySession:
 
     def _local(self, config: RayConfig) -> dict[str, Any]:
         """How large a cluster of this machine alone is: large enough for what is asked of it."""
-        wanted = self._workers * config.worker_cpus + (config.inference_cpus if self._is_central else 0)
         settings: dict[str, Any] = {
-            "num_cpus": config.num_cpus or max(system.available_cores(), int(-(-wanted // 1))),
+            "num_cpus": config.num_cpus or max(system.available_cores(), math.ceil(_cpus_wanted(self._settings))),
             "include_dashboard": config.dashboard,
         }
         if config.dashboard:
@@ -175,6 +177,15 @@ def begin(config: Config) -> RaySession:
 def begin_early(config: Config) -> None:
     """Begin a session that the next `begin` for these settings is given."""
     _begun[:] = [RaySession(config)]
+
+
+def _cpus_wanted(config: Config) -> float:
+    """By all actors of the run together."""
+    workers = config.collect.workers or max(1, system.available_cores() - 1)
+    if config.engine == "rllib":  # one each for its runners and its learner
+        return workers + 1.0
+    is_central = config.collect.inference != "local"
+    return workers * config.ray.worker_cpus + (config.ray.inference_cpus if is_central else 0.0)
 
 
 def _directory_of(env_id: str) -> str:

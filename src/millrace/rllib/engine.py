@@ -1,55 +1,30 @@
-"""A run of Millrace's that RLlib trains: its directory, its display, its limits, and checkpoints in RLlib's format."""
+"""A run of Millrace's that RLlib trains: the same directory, display and limits, around RLlib's algorithm."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import logging
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
 
-from millrace import system
-from millrace.checkpoints.store import PREFIX
-from millrace.config import Config
+from millrace.collect.ray_session import RaySession
+from millrace.config import Config, RayConfig
 from millrace.deploy.episodes import eval_return
 from millrace.envs.make import EnvMaker
-from millrace.errors import CheckpointError
 from millrace.interval import Interval
 from millrace.logbook import Logbook
-from millrace.metrics.sinks import Row
 from millrace.resolve import probe_env, resolve
-from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
+from millrace.rllib.algorithm import make_algorithm, without_counterpart
+from millrace.rllib.checkpoints import Counters, retire, write_checkpoint
 from millrace.rllib.envs import offer, require_rllib
-from millrace.rundir import RunDirectory
+from millrace.rllib.journal import RllibJournal
 from millrace.stop_rules import reason_to_stop
 from millrace.stop_signal import STOPPED_BY, StopSignal
-
-COUNTERS_FILE = "millrace_counters.json"
-LOSSES = {
-    "policy_loss": "policy_loss",
-    "entropy": "entropy",
-    "mean_kl_loss": "kl",
-    "vf_explained_var": "explained_variance",
-}
-
-
-@dataclasses.dataclass
-class Counters:
-    """What a run has come to, earlier processes included; beside RLlib's files in every checkpoint."""
-
-    env_steps: int = 0
-    episodes: int = 0
-    updates: int = 0
-    wall_s: float = 0.0
-    mean_return: float | None = None
-    best_score: float | None = None
-    best_env_steps: int = -1
 
 
 class RllibRun:
@@ -67,8 +42,7 @@ class RllibRun:
         self._resume_from = resume_from
         self.counters = Counters()
         self.stopping = ""
-        self._owns_ray = False
-        self._algorithm: Any = None
+        self._opened = contextlib.ExitStack()
         self.eval_return: float | None = None
         self.signal = StopSignal(self._on_signal, lambda: None)
 
@@ -76,16 +50,17 @@ class RllibRun:
         try:
             self._open()
         except BaseException:
-            self._close()
+            self._opened.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._opened.close()
 
     def _open(self) -> None:
         require_rllib()
         requested = self._requested
+        self._opened.callback(self.logbook.close)
         self.logbook.open()
         self.directory = self.logbook.directory
         probe = probe_env(self._maker)
@@ -96,18 +71,21 @@ class RllibRun:
         if lost:
             self.logbook.notes.append(f"RLlib has no counterpart of {', '.join(lost)}: left out")
         if self._resume_from is not None:
-            self._load_counters(self._resume_from)
+            self.counters = Counters.read(self._resume_from)
+            self._begin_s -= self.counters.wall_s
+        self._opened.callback(self.signal.restore)
         self.signal.install()
         self._start_ray()
         _use_threads(self.config.ppo.threads)
         self._algorithm = make_algorithm(
             self.config, probe.spec, offer(self._maker, self.config, self.config.rllib.seats)
         )
+        self._opened.callback(self._algorithm.stop)
         if self._resume_from is not None:
             self._algorithm.restore_from_path(str(self._resume_from.resolve()))
             self.logbook.notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
-        self._trained_s = self._last_row_s = time.perf_counter()
-        self._first_steps = self._last_row_steps = self.counters.env_steps
+        self._trained_s, self._first_steps = time.perf_counter(), self.counters.env_steps
+        self._journal = RllibJournal(self.config.metrics.every_s, self._first_steps)
         settings = self.config.checkpoint
         self._checkpoint_interval = Interval(self._first_steps, settings.every_env_steps, settings.every_s)
         self._eval_interval = Interval(self._first_steps, self.config.eval.every_env_steps)
@@ -116,13 +94,9 @@ class RllibRun:
     def _start_ray(self) -> None:
         """A local Ray without dashboard, unless there is one already."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it will be by default
-        import ray
-
-        if ray.is_initialized():
-            return
-        self._owns_ray = True
-        cores = max(system.available_cores(), self.config.collect.workers + 1)
-        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        session = RaySession(dataclasses.replace(self.config, ray=RayConfig()))
+        self._opened.callback(session.close)
+        session.wait()
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -151,8 +125,8 @@ class RllibRun:
     def _record(self, results: dict[str, Any]) -> None:
         """Count what an iteration brought, and write a row of figures if one is due."""
         runners, counters = results.get("env_runners", {}), self.counters
-        before = counters.env_steps
-        counters.env_steps = int(_first(results, runners, "num_env_steps_sampled_lifetime", counters.env_steps))
+        steps, before = "num_env_steps_sampled_lifetime", counters.env_steps
+        counters.env_steps = int(results.get(steps, runners.get(steps, before)))
         counters.episodes = int(runners.get("num_episodes_lifetime", counters.episodes))
         counters.updates += counters.env_steps > before  # APPO returns now and then before anything has come
         mean_return = float(runners.get("episode_return_mean", math.nan))
@@ -165,34 +139,8 @@ class RllibRun:
             mean_return=counters.mean_return,
         )
         self.stopping = reason or self.stopping
-        now_s = time.perf_counter()
-        if now_s - self._last_row_s < self.config.metrics.every_s and not self.stopping and not self.is_complete:
-            return
-        self.logbook.write(self._row(results, now_s))
-        self._last_row_s, self._last_row_steps = now_s, counters.env_steps
-
-    def _row(self, results: dict[str, Any], now_s: float) -> Row:
-        """Figures under the names of `millrace.metrics.catalogue`."""
-        runners, counters = results.get("env_runners", {}), self.counters
-        row: Row = {
-            "env_steps": counters.env_steps,
-            "time_s": round(self.wall_s, 4),
-            "updates": counters.updates,
-            "episodes": counters.episodes,
-            "steps_per_second": (counters.env_steps - self._last_row_steps) / max(now_s - self._last_row_s, 1e-9),
-        }
-        if counters.mean_return is not None:
-            row |= {"episode_return": counters.mean_return, "episode_length_steps": runners.get("episode_len_mean")}
-        if self.eval_return is not None:
-            row["eval_return"] = self.eval_return
-        learned = results.get("learners", {}).get(DEFAULT_POLICY if self.config.rllib.seats == 1 else SHARED_POLICY, {})
-        row |= {name: learned.get(theirs) for theirs, name in LOSSES.items()}
-        row |= {
-            "value_loss": _half(learned.get("vf_loss")),
-            "learning_rate": learned.get("default_optimizer_learning_rate"),
-        }
-        row |= _shares(results.get("timers", {}))
-        return _finite(row)
+        if self._journal.is_due or self.stopping or self.is_complete:
+            self.logbook.write(self._journal.row(self, results))
 
     def _evaluate_if_due(self) -> None:
         """Play the fixed evaluation seeds with the policy as it would be loaded."""
@@ -214,45 +162,23 @@ class RllibRun:
             self.checkpoint()
 
     def checkpoint(self) -> Path | None:
-        """Write a checkpoint of RLlib's, aside first: it is either whole or not there. A full disk is survived."""
+        """Write one now and delete those that are no longer kept; a full disk is told about and survived."""
         counters = self.counters
         self._checkpoint_interval.begin(counters.env_steps)
         counters.wall_s = self.wall_s
-        if counters.mean_return is not None and counters.mean_return > (counters.best_score or -math.inf):
+        best_score = -math.inf if counters.best_score is None else counters.best_score
+        if counters.mean_return is not None and counters.mean_return > best_score:
             counters.best_score, counters.best_env_steps = counters.mean_return, counters.env_steps
-        final = self.directory.checkpoints / f"{PREFIX}{counters.env_steps:012d}"
-        aside = final.with_name(f".{final.name}.writing")
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            self._algorithm.save_to_path(str(aside.resolve()))
-            (aside / COUNTERS_FILE).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
-            aside.replace(final)
+            written = write_checkpoint(self._algorithm, counters, self.directory)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             self.logbook.note(
                 f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on"
             )
             return None
-        self._retire()
+        retire(self.directory, self.config.checkpoint.keep_last, counters.best_env_steps)
         self._write_status("running")
-        return final
-
-    def _retire(self) -> None:
-        """Delete all but the newest and the best."""
-        kept = self.config.checkpoint.keep_last
-        best = f"{PREFIX}{self.counters.best_env_steps:012d}"
-        for path in checkpoints_of(self.directory)[:-kept] if kept else []:
-            if path.name != best:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _load_counters(self, checkpoint: Path) -> None:
-        try:
-            data = json.loads((checkpoint / COUNTERS_FILE).read_text(encoding="utf-8"))
-            self.counters = Counters(**data)
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be resumed: its counters are not readable: {error}") from None
-        self._begin_s -= self.counters.wall_s
+        return written
 
     # Beginning and ending ------------------------------------------------------------------------------------
 
@@ -280,62 +206,9 @@ class RllibRun:
     def _on_signal(self, name: str) -> None:
         self.stopping = f"{STOPPED_BY} {name}"
 
-    def _close(self) -> None:
-        if self._algorithm is not None:
-            self._algorithm.stop()
-        if self._owns_ray:
-            import ray
-
-            ray.shutdown()
-        self.signal.restore()
-        self.logbook.close()
-
-
-def checkpoints_of(directory: RunDirectory) -> list[Path]:
-    """Of a run that RLlib trained, oldest first."""
-    found = directory.checkpoints.glob(f"{PREFIX}*/{COUNTERS_FILE}")
-    return sorted(path.parent for path in found)
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run, or the one that is named.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (run / COUNTERS_FILE).is_file():
-        return run
-    found = checkpoints_of(RunDirectory(run))
-    if not found:
-        raise CheckpointError(f"there is no checkpoint in {run}")
-    return found[-1]
-
 
 def _use_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, threads))
     threadpoolctl.threadpool_limits(1, user_api="blas")
-
-
-def _first(results: dict[str, Any], runners: dict[str, Any], name: str, default: Any) -> Any:
-    return results.get(name, runners.get(name, default))
-
-
-def _half(value: Any) -> Any:
-    return None if value is None else value / 2
-
-
-def _shares(timers: dict[str, Any]) -> Row:
-    """Where an iteration's time went: the trainer waits while RLlib samples."""
-    whole = timers.get("training_iteration")
-    if not whole:
-        return {}
-    learn, wait = (timers.get(f"{name}_timer", 0.0) / whole for name in ("learner_update", "env_runner_sampling"))
-    return {"share_learn": learn, "share_learner_wait": wait, "share_trainer_other": max(0.0, 1 - learn - wait)}
-
-
-def _finite(row: Row) -> Row:
-    """Plain numbers alone: RLlib leaves out or gives nan for what it does not know yet."""
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
-    return {name: value for name, value in plain.items() if isinstance(value, int | float) and math.isfinite(value)}
