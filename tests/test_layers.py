@@ -64,7 +64,7 @@ OPTIONAL = {
     "onnxruntime": {"deploy/onnx_policy.py"},
     "onnx_ir": {"deploy/onnx_export.py"},
     "ray": {
-        *(f"collect/{name}.py" for name in ("ray_session", "ray_host", "ray_actors")),
+        *(f"collect/{name}.py" for name in ("ray_session", "ray_host", "ray_board", "ray_inference", "ray_actors")),
         "metrics/ray_metrics.py",
         "deploy/rllib_module.py",
         *(f"rllib/{name}.py" for name in ("envs", "algorithm")),

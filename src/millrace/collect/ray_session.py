@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,36 @@ def begin(config: Config) -> RaySession:
 def begin_early(config: Config) -> None:
     """Begin a session that the next `begin` for these settings is given."""
     _begun[:] = [RaySession(config)]
+
+
+def why_no_room(wants: Mapping[str, float]) -> str:
+    """What an actor waits for that wants these resources; empty where it may come at any moment."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if all(free.get(name, 0.0) >= amount for name, amount in wants.items()):
+        return ""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    what = " and ".join(_amount(name, amount) for name, amount in wants.items())
+    left = ", ".join(
+        f"{_amount(name, free.get(name, 0.0))} of {total.get(name, 0.0):g}" for name in wants if name != "memory"
+    )
+    if "memory" in wants:
+        left += f", {_amount('memory', free.get('memory', 0.0))}"
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    nowhere = "" if any(_fits(wants, node) for node in nodes) else ", and no node has that much at all"
+    return (
+        f"each wants {what}, and the cluster of {count} has {left} free{nowhere}; add nodes, or lower "
+        "ray.worker_cpus, ray.worker_memory_mb or collect.workers"
+    )
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+
+
+def _fits(wants: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in wants.items())
 
 
 def _cpus_wanted(config: Config) -> float:
