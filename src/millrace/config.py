@@ -2,7 +2,7 @@
 
 Settings come from defaults, then a TOML file, then the command line or keyword arguments, each overruling the
 one before. What is written back as TOML is complete and can be trained from again. `auto` values are marked
-"0 = auto" or "empty = auto" and are resolved by `millrace.run` before anything starts.
+"0 = auto" or "empty = auto" and are resolved by `millrace.resolve` before anything starts.
 """
 
 from __future__ import annotations

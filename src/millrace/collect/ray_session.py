@@ -38,11 +38,9 @@ class RaySession:
             raise MissingExtraError("Ray", "ray", "collecting on a cluster")
         self._settings = config
         self._config = config.ray
-        self._is_central = config.collect.inference != "local"
         self._working_dir = config.ray.working_dir or _directory_of(config.env.id)
-        self.address = config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
-        if config.engine == "rllib":  # trains on this machine alone
-            self.address = ""
+        is_alone = config.engine == "rllib"  # which trains on this machine
+        self.address = "" if is_alone else config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
         self.is_ours, self.dashboard_url = False, ""
         self._has_connected = False
         self._problem: Exception | None = None
@@ -132,7 +130,7 @@ class RaySession:
         self.wait()
         import ray
 
-        left = ray.cluster_resources().get("CPU", 1.0) - (self._config.inference_cpus if self._is_central else 0.0)
+        left = ray.cluster_resources().get("CPU", 1.0) - _inference_cpus(self._settings)
         return max(1, int(left / self._config.worker_cpus))
 
     def describe(self) -> str:
@@ -215,8 +213,11 @@ def _cpus_wanted(config: Config) -> float:
     workers = config.collect.workers or max(1, system.available_cores() - 1)
     if config.engine == "rllib":  # one each for its runners and its learner
         return workers + 1.0
-    is_central = config.collect.inference != "local"
-    return workers * config.ray.worker_cpus + (config.ray.inference_cpus if is_central else 0.0)
+    return workers * config.ray.worker_cpus + _inference_cpus(config)
+
+
+def _inference_cpus(config: Config) -> float:
+    return config.ray.inference_cpus if config.collect.inference != "local" else 0.0
 
 
 def _directory_of(env_id: str) -> str:

@@ -94,7 +94,7 @@ class RllibRun:
     def _start_ray(self) -> None:
         """A local Ray without dashboard, unless there is one already."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it will be by default
-        session = RaySession(dataclasses.replace(self.config, ray=RayConfig()))
+        session = RaySession(dataclasses.replace(self.config, ray=RayConfig()))  # [ray] is about our own actors
         self._opened.callback(session.close)
         session.wait()
 
