@@ -35,8 +35,8 @@ class Checkpointer:
         self._store = CheckpointStore(logbook.directory.checkpoints, config.checkpoint)
         self._best_score = -math.inf
 
-    def is_best(self, score: float, env_steps: int) -> bool:
-        """Whether no score before was as good; then the checkpoint of these steps is kept for it."""
+    def note_score(self, score: float, env_steps: int) -> bool:
+        """Whether it is the best so far; then the checkpoint of these steps is kept for it."""
         if not score > self._best_score:  # nan is none
             return False
         self._best_score, self._store.best_env_steps = score, env_steps
@@ -45,7 +45,7 @@ class Checkpointer:
     def write(self, run: Run) -> Checkpoint | None:
         """Write one now and delete those that are no longer kept; a full disk is told about and survived."""
         if not self._config.eval.every_env_steps:
-            self.is_best(run.mean_return, run.env_steps)
+            self.note_score(run.mean_return, run.env_steps)
         try:
             policy = arrays_of(run.learner.policy)
             written = self._store.write(run.env_steps, self._record, policy, self._trainer_state(run), __version__)

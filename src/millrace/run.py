@@ -220,7 +220,7 @@ class Run:
         actor = self.source.pool.setup.actor_maker.make()
         actor.load(self.learner.weights())
         self.eval_return = eval_return(actor, self._maker, self.config.eval)
-        if self._checkpointer.is_best(self.eval_return, self.env_steps):
+        if self._checkpointer.note_score(self.eval_return, self.env_steps):
             self.checkpoint()
 
     def checkpoint_if_due(self) -> None:
