@@ -14,6 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+DEVICE = Path(__file__).with_name("device")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`tests/device` gets a process of its own, in `test_devices.py`, unless it is what was asked for.
+
+    Torch's autograd counts devices at its first gradient; one that is registered later cannot have any. And no other
+    test should run where there is a device that is none.
+    """
+    is_asked_for = any("device" in argument for argument in config.invocation_params.args)
+    return True if collection_path == DEVICE and not is_asked_for else None
+
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Settings come from defaults, then a TOML file, then the command line or keyword arguments, each overruling the
 one before. What is written back as TOML is complete and can be trained from again. `auto` values are marked
-"0 = auto" or "empty = auto" and are resolved by `millrace.run` before anything starts.
+"0 = auto" or "empty = auto" and are resolved by `millrace.resolve` before anything starts.
 """
 
 from __future__ import annotations
@@ -458,7 +458,7 @@ class StopConfig:
     updates: int = 0
     """Learner updates."""
     wall_s: float = 0.0
-    """Seconds of this process."""
+    """Seconds of the run, those before a resume included."""
     mean_return: float | None = None
     """Mean return of the last 100 training episodes."""
 

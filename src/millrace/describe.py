@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
+from millrace.buffer.slab import Slab
 from millrace.config import Config
-from millrace.resolve import ANY_LAG
+from millrace.resolve import ANY_LAG, batch_size_rows
+
+if TYPE_CHECKING:
+    from millrace.run import Run
+
+
+def describe_run(run: Run) -> list[str]:
+    """Sizes and the choices that were made, a line each."""
+    config = run.config
+    collect, setup = config.collect, run.source.pool.setup
+    lines = [
+        f"run       {run.directory.path}",
+        f"collect   {collect.backend}, {collect.workers} x {collect.envs_per_worker} slots x "
+        f"{collect.rollout_steps} steps, {describe_lag(config)}",
+        *([f"ray       {run.ray.describe()}"] if run.ray is not None else []),
+        f"act       {describe_inference(config, setup.actor_maker.needs_torch)}",
+        *([describe_replay(config, Slab.nbytes(setup.layout, setup.num_rollouts))] if config.replay.is_on else []),
+        f"learn     {batch_size_rows(config):,} rows an update, {config.ppo.epochs} epochs of minibatches of "
+        f"{config.ppo.minibatch_size}, {config.ppo.threads} threads, {config.device}",
+        f"correct   {describe_correction(config)}",
+    ]
+    if run.probe.exactness not in ("state", "replay"):
+        lines.append(f"resume    begins new episodes: {run.probe.exactness}")
+    return lines
 
 
 def describe_lag(config: Config) -> str:

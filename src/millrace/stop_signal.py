@@ -12,6 +12,8 @@ from typing import Any
 
 STOP_GRACE_S = 10.0
 INTERRUPTED_EXIT_CODE = 130
+STOPPED_BY = "stopped by"
+"""What the reason of a run that a signal ended begins with."""
 
 
 class StopSignal:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from millrace.checkpoints.store import Checkpoint, find_checkpoints
+from millrace.composer import Extras
 from millrace.config import SHORT_NAMES, Config
 from millrace.deploy.policy import find_policy
 from millrace.deploy.rllib_checkpoint import RllibCheckpoint, find_rllib
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError, WorkerError
-from millrace.run import STOPPED_BY, Extras, Run
+from millrace.run import Run
 from millrace.rundir import RunDirectory, find_checkpoint, newest_run
+from millrace.stop_signal import STOPPED_BY
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def rllib_run(run_dir: str | Path | None) -> tuple[Path, RunDirectory] | None:
     place = where if (where / "config.toml").is_file() else where.parent.parent
     if not (place / "config.toml").is_file() or RunDirectory(place).read_config().engine != "rllib":
         return None
-    from millrace.rllib.engine import newest_checkpoint
+    from millrace.rllib.checkpoints import newest_checkpoint
 
     return newest_checkpoint(where), RunDirectory(place)
 
@@ -213,7 +215,7 @@ def _train_with_rllib(
     for name, value in given.items():
         if value is not None:
             raise ConfigError(f'{name}=... is of Millrace\'s own training; engine="rllib" takes settings alone')
-    from millrace.rllib.engine import checkpoints_of
+    from millrace.rllib.checkpoints import checkpoints_of
 
     found = checkpoints_of(RunDirectory(Path(config.run_dir))) if config.run_dir else []
     if found and not auto_resume:

@@ -17,6 +17,7 @@ import pytest
 
 import millrace
 from helpers import differences, learned, libraries_of, log_of, opened, quick_train, rows_of
+from millrace.collect.ray_inference import RayInference
 from millrace.collect.ray_session import _directory_of
 from millrace.config import Config
 from millrace.errors import ConfigError, MissingExtraError, WorkerError
@@ -160,7 +161,8 @@ def test_central_inference_asks_for_a_gpu_where_there_is_one_and_torch_acts(
 ):
     with opened(env, run_dir, **RAY, **{"collect.inference": "local", "ray.inference_gpus": wanted}) as run:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
-        assert run.source.pool.host._gpus == gpus
+        inference = RayInference(run.source.pool.setup, run.config.ray, run.source.pool.board, [])
+        assert inference.gpus == gpus
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -75,7 +75,7 @@ def test_the_machine_decides_where_it_is_asked(run_dir, monkeypatch) -> None:
     settings = {"collect.workers": 3, "collect.scaling": "machine", "collect.max_policy_lag": 1}
     with opened(Clock, run_dir, **settings) as run:
         loads = iter([Load(0.6, 0.0, 0.3, 1.2), None, Load(0.6, 0.0, 0.3, 1.2), WELL, Load(0.0, 0.9, 0.3, 1.2)])
-        monkeypatch.setattr(run._loads, "since_last", lambda source: next(loads))
+        monkeypatch.setattr(run.scaler.meter, "since_last", lambda source: next(loads))
         found = []
         for _ in range(5):
             turn(run, 1)
@@ -85,10 +85,10 @@ def test_the_machine_decides_where_it_is_asked(run_dir, monkeypatch) -> None:
 
 def test_the_load_is_measured_over_windows(run_dir) -> None:
     with opened(Clock, run_dir, **{"collect.max_policy_lag": 1}) as run:
-        run._loads._every_s = 0.0
-        assert run._loads.since_last(run.source) is None
+        run.scaler.meter._every_s = 0.0
+        assert run.scaler.meter.since_last(run.source) is None
         turn(run, 3)
-        load = run._loads.since_last(run.source)
+        load = run.scaler.meter.since_last(run.source)
         assert 0 < load.learner_wait <= 1
         assert 0 <= load.collector_wait <= 1
         assert 0 < load.memory < 1

@@ -7,13 +7,13 @@ import pytest
 
 import millrace
 from helpers import differences, learned, opened, quick_train
+from millrace.composer import refuse_beyond_memory
 from millrace.config import Config
 from millrace.envs.make import EnvMaker
 from millrace.errors import ConfigError
 from millrace.nets.actor import ActorMaker
 from millrace.ops.sampling import sample_actions, tempered
 from millrace.resolve import probe_env, resolve
-from millrace.run import refuse_beyond_memory
 from millrace.types import ActionSpec
 from toys import Clock, Uneven
 

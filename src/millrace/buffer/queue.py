@@ -23,6 +23,9 @@ class EarlyUploads(Protocol):
     def columns(self, places: list[int]) -> dict[str, Any]:
         """What was copied from some places, side by side: tensors by key."""
 
+    def close(self) -> None:
+        """Let go of the places."""
+
 
 class RolloutQueue:
     """Ready rollouts, oldest policy first; a batch takes `batch_size_rollouts` of them and copies them out.
@@ -115,3 +118,8 @@ class RolloutQueue:
 
     def feedback(self, batch: Batch) -> None:
         """What learning found out about a batch; here each rollout is used once, and nobody asks again."""
+
+    def close(self) -> None:
+        """Let go of the slab."""
+        if self._uploads is not None:
+            self._uploads.close()

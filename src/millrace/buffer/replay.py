@@ -244,6 +244,9 @@ class Replay:
         if self.config.when_full == "block":
             self._retire(np.unique(keys))
 
+    def close(self) -> None:
+        """Nobody else holds the slab."""
+
     def _retire(self, keys: Array) -> None:
         """Of these, the ones that were drawn often enough leave; a rollout's place is free when all of its have."""
         leaving = keys[self._times_drawn[keys] >= self.config.samples_per_insert]

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 
 from millrace import system
-from millrace.collect.scaling import Load
 from millrace.collect.source import RolloutSource
 
 EVERY_S = 10.0  # a worker takes seconds to start: sooner, its effect is not seen
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the machine and the two sides did since the last look, shares in 0..1.
+
+    Attributes:
+        idle_cores: cores that nobody used.
+    """
+
+    learner_wait: float
+    collector_wait: float
+    memory: float
+    idle_cores: float
 
 
 class LoadMeter:

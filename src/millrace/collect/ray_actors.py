@@ -36,6 +36,8 @@ from millrace.collect.workplace import Workplace
 from millrace.system import SharedBlock
 from millrace.types import Array
 
+SIDE = "side"  # a thread of an actor for what is asked while it collects or serves
+
 
 class WorkerActor:
     """A worker. `look`, `remains` and `connect` are called beside whatever else it is doing."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import dataclasses
 import math
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,27 +14,25 @@ from typing import Any
 from millrace.buffer.slab import LooseSlab, Slab
 from millrace.collect.pool import Board
 from millrace.collect.processes import pickled
-from millrace.collect.ray_actors import InferenceActor, WorkerActor
-from millrace.collect.ray_session import MEBIBYTE, RaySession
+from millrace.collect.ray_actors import SIDE, WorkerActor
+from millrace.collect.ray_board import RayBoard
+from millrace.collect.ray_inference import RayInference
+from millrace.collect.ray_session import MEBIBYTE, RaySession, why_no_room
 from millrace.collect.setup import PoolSetup
 from millrace.collect.supervision import NODE_LOST
-from millrace.collect.weights import Held, digest_of
-from millrace.collect.wire import TOKEN_BYTES, Address
+from millrace.collect.wire import Address
 from millrace.collect.worker_pool import Life, Message, Remains, Worker
 from millrace.config import RayConfig
 from millrace.errors import ConfigError, EnvError
 from millrace.system import SharedBlock
-from millrace.types import Array
 
 CLOSE_TIMEOUT_S = 2.0
 REMAINS_TIMEOUT_S = 1.0
-TAKE_TIMEOUT_S = 10.0
 LOOKS_PER_TIMEOUT = 4
 LONGEST_LOOK_S = 5.0
 NEARLY_ALL_OF_THE_STORE = 0.8
 NO_SIGN = Life(-1)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-SIDE = "side"  # a thread of the actor for what is asked while it collects
 
 
 @dataclass(eq=False)
@@ -46,9 +40,8 @@ class Link:
     """An actor, and what is known of it.
 
     Attributes:
-        sent_version: of the weights that it was sent last.
+        sent_version: of the weights that it was sent last, where it acts by itself.
         look_due_s: when to ask for the next sign of life; infinite while one is awaited.
-        is_serving: whether it acts for all by now.
     """
 
     actor: Any
@@ -58,34 +51,6 @@ class Link:
     life: Life = NO_SIGN
     sent_version: int = -1
     look_due_s: float = 0.0
-    is_serving: bool = False
-
-
-class RayBoard:
-    """Each version of the weights is put into the object store once, and referred to from then on."""
-
-    def __init__(self, num_versions: int) -> None:
-        self._refs = collections.OrderedDict[int, Any]()
-        self._num_versions = num_versions
-        self.version = 0
-        self.listener: Any = None
-
-    def publish(self, weights: Array, version: int) -> Held:
-        import ray
-
-        self._refs[version] = ray.put(weights)
-        self.version = version
-        while len(self._refs) > self._num_versions:
-            self._refs.popitem(last=False)
-        if self.listener is not None:
-            self.listener()
-        return Held(version, digest_of(weights))
-
-    def ref(self, version: int) -> Any:
-        return self._refs[version]
-
-    def clear(self) -> None:
-        self._refs.clear()
 
 
 class RayHost:
@@ -94,20 +59,19 @@ class RayHost:
     def __init__(self, setup: PoolSetup, config: RayConfig, session: RaySession) -> None:
         session.wait()
         self._setup, self._config = setup, config
-        self._is_central = setup.config.inference == "central"
         self._board = RayBoard(setup.num_versions)
-        self._board.listener = self._tell_weights
         self.board: Board = self._board
         self._refuse_small_store()
         self.slab = self._make_slab()
         self._calls: dict[Any, tuple[Link, str, int]] = {}  # by reference: whose, what, and the place it is for
         self._links: list[Link] = []
         self._path = [entry or str(Path.cwd()) for entry in sys.path]
-        self._token = secrets.token_bytes(TOKEN_BYTES)
-        self._address: Address | None = None
+        self._inference: RayInference | None = None
+        if setup.config.inference == "central":
+            self._inference = RayInference(setup, config, self._board, self._path)
         timeout_s = setup.config.step_timeout_s
         self._look_every_s = min(timeout_s / LOOKS_PER_TIMEOUT, LONGEST_LOOK_S)
-        self._put_makers()
+        self._makers = self._put_makers()
 
     def _make_slab(self) -> Slab:
         layout, count = self._setup.layout, self._setup.num_rollouts
@@ -115,12 +79,11 @@ class RayHost:
             return Slab(layout, count, SharedBlock(Slab.nbytes(layout, count)))
         return LooseSlab(layout, count)
 
-    def _put_makers(self) -> None:
+    def _put_makers(self) -> Any:
         import ray
 
-        setup = self._setup
-        self._makers = ray.put(pickled((setup.env_maker, None if self._is_central else setup.actor_maker)))
-        self._actor_maker = ray.put(pickled(setup.actor_maker)) if self._is_central else None
+        actor_maker = self._setup.actor_maker if self._inference is None else None
+        return ray.put(pickled((self._setup.env_maker, actor_maker)))
 
     def _refuse_small_store(self) -> None:
         """Better now than by a store that spills to disk all the time."""
@@ -140,16 +103,15 @@ class RayHost:
     # Starting ------------------------------------------------------------------------------------------------
 
     def spawn(self, worker: Worker) -> float:
-        actor = self._new_inference() if worker.is_inference else self._new_worker()
+        inference = self._inference if worker.is_inference else None
+        actor = self._new_worker() if inference is None else inference.new_actor()
         worker.link = link = Link(actor, worker)
         self._links.append(link)
         self._call(link, "placed", actor.place.remote())
-        if worker.is_inference:
-            self._open(link)
+        if inference is None:
+            self._call(link, "built", self._build(actor, worker))
         else:
-            layout = self._setup.exchange_layout if self._is_central else None
-            part = self._setup.for_worker(worker.index, worker.generation)
-            self._call(link, "built", actor.build.remote(part, self._makers, self._path, layout, self._address))
+            self._call(link, "opened", inference.open(actor))
         return math.inf
 
     def _new_worker(self) -> Any:
@@ -159,65 +121,19 @@ class RayHost:
         memory = {"memory": config.worker_memory_mb * MEBIBYTE} if config.worker_memory_mb else {}
         return ray.remote(num_cpus=config.worker_cpus, concurrency_groups={SIDE: 1}, **memory)(WorkerActor).remote()
 
-    def _new_inference(self) -> Any:
-        import ray
-
-        resources = {"num_cpus": self._config.inference_cpus, "num_gpus": self._gpus}
-        return ray.remote(concurrency_groups={SIDE: 1}, **resources)(InferenceActor).remote()
-
-    @property
-    def _gpus(self) -> float:
-        """Of central inference."""
-        import ray
-
-        wanted = self._config.inference_gpus
-        if wanted >= 0:
-            return wanted
-        has_any = ray.cluster_resources().get("GPU", 0) >= 1
-        return 1.0 if has_any and self._setup.actor_maker.needs_torch else 0.0
-
-    def _open(self, link: Link) -> None:
-        part, layout = self._setup.for_inference(), self._setup.exchange_layout
-        device = "cuda" if self._gpus else "cpu"
-        version = self._board.version
-        link.sent_version = version
-        call = link.actor.open.remote(
-            dataclasses.replace(part, device=device),
-            self._actor_maker,
-            self._path,
-            layout,
-            self._token,
-            self._config.inference_port,
-            version,
-            self._board.ref(version),
-        )
-        self._call(link, "opened", call)
+    def _build(self, actor: Any, worker: Worker) -> Any:
+        setup, inference = self._setup, self._inference
+        layout, address = (None, None) if inference is None else (setup.exchange_layout, inference.address)
+        part = setup.for_worker(worker.index, worker.generation)
+        return actor.build.remote(part, self._makers, self._path, layout, address)
 
     def why_unplaced(self, workers: Sequence[Worker]) -> str:
-        import ray
-
-        wants = self._wanted(workers[-1])
-        total, free = ray.cluster_resources(), ray.available_resources()
-        if all(free.get(name, 0.0) >= amount for name, amount in wants.items()):
-            return ""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        what = " and ".join(_amount(name, amount) for name, amount in wants.items())
-        left = ", ".join(
-            f"{_amount(name, free.get(name, 0.0))} of {total.get(name, 0.0):g}" for name in wants if name != "memory"
-        )
-        if "memory" in wants:
-            left += f", {_amount('memory', free.get('memory', 0.0))}"
-        count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
-        nowhere = "" if any(_fits(wants, node) for node in nodes) else ", and no node has that much at all"
-        return (
-            f"each wants {what}, and the cluster of {count} has {left} free{nowhere}; add nodes, or lower "
-            "ray.worker_cpus, ray.worker_memory_mb or collect.workers"
-        )
+        return why_no_room(self._wanted(workers[-1]))
 
     def _wanted(self, worker: Worker) -> dict[str, float]:
         config = self._config
-        if worker.is_inference:
-            return {"CPU": config.inference_cpus} | ({"GPU": self._gpus} if self._gpus else {})
+        if worker.is_inference and self._inference is not None:
+            return self._inference.resources
         memory = {"memory": float(config.worker_memory_mb * MEBIBYTE)} if config.worker_memory_mb else {}
         return {"CPU": config.worker_cpus} | memory
 
@@ -238,7 +154,7 @@ class RayHost:
         return True
 
     def _collect(self, link: Link, place: int, options: dict[str, Any] | None, version: int) -> None:
-        is_new = not self._is_central and version != link.sent_version
+        is_new = self._inference is None and version != link.sent_version
         weights = self._board.ref(version) if is_new else None
         link.sent_version = version
         self._call(link, "finished", link.actor.collect.remote(options, version, weights), place)
@@ -291,37 +207,20 @@ class RayHost:
             case "built":
                 return "ready", value
             case "opened":
-                self._serve(link, value)
+                self._introduce(link, value)
                 return "ready", ""
             case "connected":
                 return None
         return what, value
 
-    # Central inference ---------------------------------------------------------------------------------------
-
-    def _serve(self, link: Link, address: Address) -> None:
-        """Have it answer, and tell every worker where."""
-        self._address = address
-        self._call(link, "served", link.actor.serve.remote())
-        link.is_serving = True
-        self._tell_weights()  # those that were published while it started
+    def _introduce(self, link: Link, address: Address) -> None:
+        """Have central inference answer, and tell every worker where."""
+        assert self._inference is not None
+        self._call(link, "served", self._inference.serve(link.actor, address))
         for other in self._links:
             if not other.worker.is_inference:
                 call = other.actor.connect.options(concurrency_group=SIDE).remote(address)
                 self._call(other, "connected", call)
-
-    def _tell_weights(self) -> None:
-        """Whoever acts for all has the newest weights before anything is granted with them."""
-        import ray
-        from ray.exceptions import RayError
-
-        version = self._board.version
-        for link in self._links:
-            if link.is_serving and link.sent_version != version:
-                call = link.actor.take.options(concurrency_group=SIDE).remote(version, self._board.ref(version))
-                with contextlib.suppress(RayError):  # its death is noticed where it is awaited
-                    ray.get(call, timeout=TAKE_TIMEOUT_S)
-                link.sent_version = version
 
     # Watching ------------------------------------------------------------------------------------------------
 
@@ -352,6 +251,8 @@ class RayHost:
 
         self._calls = {ref: call for ref, call in self._calls.items() if call[0] is not link}
         self._links.remove(link)
+        if self._inference is not None:
+            self._inference.forget(link.actor)
         ray.kill(link.actor)
 
     def retire(self, workers: Sequence[Worker]) -> None:
@@ -375,7 +276,9 @@ class RayHost:
     def close(self) -> None:
         self._calls.clear()
         self._board.clear()
-        self._makers = self._actor_maker = None
+        self._makers = None
+        if self._inference is not None:
+            self._inference.close()
 
 
 def _death(error: Exception) -> Message:
@@ -390,11 +293,3 @@ def _death(error: Exception) -> Message:
     if isinstance(error, ActorDiedError):
         return "died", "the actor's process ended: it was killed, ran out of memory, or crashed", "died"
     return "died", text, "died"
-
-
-def _amount(name: str, amount: float) -> str:
-    return f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
-
-
-def _fits(wants: dict[str, float], node: dict[str, float]) -> bool:
-    return all(node.get(name, 0.0) >= amount for name, amount in wants.items())

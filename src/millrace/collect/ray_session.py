@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.machinery
 import importlib.util
+import math
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ class RaySession:
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("Ray", "ray", "collecting on a cluster")
         self._settings = config
-        self._config, self._workers = config.ray, config.collect.workers or max(1, system.available_cores() - 1)
-        self._is_central = config.collect.inference != "local"
+        self._config = config.ray
         self._working_dir = config.ray.working_dir or _directory_of(config.env.id)
-        self.address = config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
+        is_alone = config.engine == "rllib"  # which trains on this machine
+        self.address = "" if is_alone else config.ray.address or os.environ.get(ADDRESS_VARIABLE, "")
         self.is_ours, self.dashboard_url = False, ""
         self._has_connected = False
         self._problem: Exception | None = None
@@ -104,9 +106,8 @@ class RaySession:
 
     def _local(self, config: RayConfig) -> dict[str, Any]:
         """How large a cluster of this machine alone is: large enough for what is asked of it."""
-        wanted = self._workers * config.worker_cpus + (config.inference_cpus if self._is_central else 0)
         settings: dict[str, Any] = {
-            "num_cpus": config.num_cpus or max(system.available_cores(), int(-(-wanted // 1))),
+            "num_cpus": config.num_cpus or max(system.available_cores(), math.ceil(_cpus_wanted(self._settings))),
             "include_dashboard": config.dashboard,
         }
         if config.dashboard:
@@ -129,7 +130,7 @@ class RaySession:
         self.wait()
         import ray
 
-        left = ray.cluster_resources().get("CPU", 1.0) - (self._config.inference_cpus if self._is_central else 0.0)
+        left = ray.cluster_resources().get("CPU", 1.0) - _inference_cpus(self._settings)
         return max(1, int(left / self._config.worker_cpus))
 
     def describe(self) -> str:
@@ -175,6 +176,48 @@ def begin(config: Config) -> RaySession:
 def begin_early(config: Config) -> None:
     """Begin a session that the next `begin` for these settings is given."""
     _begun[:] = [RaySession(config)]
+
+
+def why_no_room(wants: Mapping[str, float]) -> str:
+    """What an actor waits for that wants these resources; empty where it may come at any moment."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if all(free.get(name, 0.0) >= amount for name, amount in wants.items()):
+        return ""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    what = " and ".join(_amount(name, amount) for name, amount in wants.items())
+    left = ", ".join(
+        f"{_amount(name, free.get(name, 0.0))} of {total.get(name, 0.0):g}" for name in wants if name != "memory"
+    )
+    if "memory" in wants:
+        left += f", {_amount('memory', free.get('memory', 0.0))}"
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    nowhere = "" if any(_fits(wants, node) for node in nodes) else ", and no node has that much at all"
+    return (
+        f"each wants {what}, and the cluster of {count} has {left} free{nowhere}; add nodes, or lower "
+        "ray.worker_cpus, ray.worker_memory_mb or collect.workers"
+    )
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+
+
+def _fits(wants: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in wants.items())
+
+
+def _cpus_wanted(config: Config) -> float:
+    """By all actors of the run together."""
+    workers = config.collect.workers or max(1, system.available_cores() - 1)
+    if config.engine == "rllib":  # one each for its runners and its learner
+        return workers + 1.0
+    return workers * config.ray.worker_cpus + _inference_cpus(config)
+
+
+def _inference_cpus(config: Config) -> float:
+    return config.ray.inference_cpus if config.collect.inference != "local" else 0.0
 
 
 def _directory_of(env_id: str) -> str:

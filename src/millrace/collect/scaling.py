@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from millrace.collect.load import Load, LoadMeter
+from millrace.collect.source import RolloutSource
+from millrace.config import CollectConfig
 
 STARVED = 0.2  # of the learner's time without anything to learn from
 IDLE_CORE = 0.5  # of a core is enough for another worker to be of use
@@ -11,18 +14,28 @@ LEARNER_IS_THE_LIMIT = 0.5  # of the collectors' time without anything to do
 NEARLY_ALL_MEMORY = 0.8
 
 
-@dataclass(frozen=True)
-class Load:
-    """What the machine and the two sides did since the last look, shares in 0..1.
+class Scaler:
+    """Follows the schedule or the machine, whichever is asked for."""
 
-    Attributes:
-        idle_cores: cores that nobody used.
-    """
+    def __init__(self, settings: CollectConfig) -> None:
+        self._settings, self.meter = settings, LoadMeter()
 
-    learner_wait: float
-    collector_wait: float
-    memory: float
-    idle_cores: float
+    def adjust(self, source: RolloutSource, progress: float) -> str:
+        """Set how many workers collect from here on; a sentence where that is news.
+
+        Args:
+            progress: of the run, 0..1.
+        """
+        pool, settings = source.pool, self._settings
+        before, reason = pool.active, ""
+        if settings.workers_schedule:
+            pool.active = workers_scheduled(settings.workers_schedule, progress, settings.workers)
+            reason = f"{progress:.0%} of the run is done"
+        elif settings.scaling == "machine":
+            load = self.meter.since_last(source)
+            if load is not None:
+                pool.active, reason = workers_wanted(before, settings.min_workers, settings.workers, load)
+        return f"{pool.active} workers instead of {before}: {reason}" if pool.active != before else ""
 
 
 def workers_wanted(active: int, least: int, most: int, load: Load) -> tuple[int, str]:

@@ -71,6 +71,9 @@ class Buffer(Protocol):
     def figures(self) -> dict[str, float]:
         """Of `millrace.metrics.catalogue`."""
 
+    def close(self) -> None:
+        """Let go of the slab."""
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -323,4 +326,5 @@ class RolloutSource:
         return problems + [f"worker {w}: no saved state" for w, state in enumerate(states) if state is None]
 
     def close(self) -> None:
+        self.buffer.close()
         self.pool.close()

@@ -48,6 +48,18 @@ class Fault:
         path.write_text(json.dumps({"env": env, **vars(self)}, indent=1))
         return path
 
+    def report(self, directory: Path, env: dict[str, Any]) -> str:
+        """Write the crash file, if it is a worker's, and say in one sentence what happened and what was done."""
+        if self.worker == INFERENCE:
+            return f"{self.message} ({self.kind}): restarted; what it was asked waits"
+        try:
+            file = self.write(directory, env)
+            # A worker that had not begun, or a killed actor on Ray, leaves no episodes to play again.
+            where = f"; reproduce: millrace replay {file}" if self.slots else f"; {file} has what is known of it"
+        except OSError as error:
+            where = f"; its crash file could not be written: {error.strerror}"
+        return f"{self.message} ({self.kind}): restarted{where}"
+
 
 @dataclass
 class RestartPolicy:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from millrace.collect.collector import EnvRows
+from millrace.config import EvalConfig
 from millrace.deploy.recorded_games import RecordedGame, Recorder, Start
 from millrace.envs.make import EnvMaker
 from millrace.envs.protocol import EnvRow, SlotEnv
@@ -141,6 +142,13 @@ def play_episodes(
     """Episodes with seeds seed..seed+episodes-1 under an actor, in this process."""
     task = Task(policy_choice(actor, deterministic, seed), maker, episodes, seed)
     return [played.record for played in task.play_all()]
+
+
+def eval_return(actor: Actor, maker: EnvMaker, settings: EvalConfig) -> float:
+    """Mean return on the fixed seeds that are played now and then in training."""
+    maker = maker.with_kwargs(**settings.kwargs)
+    records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
+    return float(np.mean([record.episode_return for record in records]))
 
 
 def policy_choice(actor: Actor, deterministic: bool, seed: int) -> MakeChoice:

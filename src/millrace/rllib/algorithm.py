@@ -11,7 +11,7 @@ from millrace.config import Config, look_up, setting_names
 from millrace.errors import ConfigError
 from millrace.nets.inputs import NATURE_MIN_SIDE
 from millrace.rllib.seats import single_image
-from millrace.run import RECENT_EPISODES
+from millrace.stop_rules import RECENT_EPISODES
 from millrace.types import SlotSpec
 
 DEFAULT_POLICY, SHARED_POLICY = "default_policy", "shared"  # one of the default's name is none of several agents

@@ -1,55 +1,30 @@
-"""A run of Millrace's that RLlib trains: its directory, its display, its limits, and checkpoints in RLlib's format."""
+"""A run of Millrace's that RLlib trains: the same directory, display and limits, around RLlib's algorithm."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
-import logging
 import math
 import os
-import shutil
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
 
-from millrace import system
-from millrace.checkpoints.store import PREFIX
-from millrace.config import Config
-from millrace.deploy.episodes import play_episodes
+from millrace.collect.ray_session import RaySession
+from millrace.config import Config, RayConfig
+from millrace.deploy.episodes import eval_return
 from millrace.envs.make import EnvMaker
-from millrace.errors import CheckpointError
-from millrace.metrics.sinks import Row, Sinks
+from millrace.interval import Interval
+from millrace.logbook import Logbook
 from millrace.resolve import probe_env, resolve
-from millrace.rllib.algorithm import DEFAULT_POLICY, SHARED_POLICY, make_algorithm, without_counterpart
+from millrace.rllib.algorithm import make_algorithm, without_counterpart
+from millrace.rllib.checkpoints import Counters, retire, write_checkpoint
 from millrace.rllib.envs import offer, require_rllib
-from millrace.run import RECENT_EPISODES, STOPPED_BY, make_sinks
-from millrace.rundir import RunDirectory, new_run_path
-from millrace.stop_signal import StopSignal
-
-COUNTERS_FILE = "millrace_counters.json"
-LOSSES = {
-    "policy_loss": "policy_loss",
-    "entropy": "entropy",
-    "mean_kl_loss": "kl",
-    "vf_explained_var": "explained_variance",
-}
-
-
-@dataclasses.dataclass
-class Counters:
-    """What a run has come to, earlier processes included; beside RLlib's files in every checkpoint."""
-
-    env_steps: int = 0
-    episodes: int = 0
-    updates: int = 0
-    wall_s: float = 0.0
-    mean_return: float | None = None
-    best_score: float | None = None
-    best_env_steps: int = -1
+from millrace.rllib.journal import RllibJournal
+from millrace.stop_rules import reason_to_stop
+from millrace.stop_signal import STOPPED_BY, StopSignal
 
 
 class RllibRun:
@@ -63,14 +38,11 @@ class RllibRun:
         self, config: Config, maker: EnvMaker, quiet: bool, started_s: float, resume_from: Path | None = None
     ) -> None:
         self._begin_s, self._requested, self._maker = started_s, config, maker
-        self._console = "off" if quiet else config.metrics.console
+        self.logbook = Logbook(config, maker.name, quiet)
         self._resume_from = resume_from
         self.counters = Counters()
-        self._earlier_s = 0.0
         self.stopping = ""
-        self._notes: list[str] = []
-        self._owns_ray = False
-        self._algorithm: Any = None
+        self._opened = contextlib.ExitStack()
         self.eval_return: float | None = None
         self.signal = StopSignal(self._on_signal, lambda: None)
 
@@ -78,53 +50,53 @@ class RllibRun:
         try:
             self._open()
         except BaseException:
-            self._close()
+            self._opened.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._opened.close()
 
     def _open(self) -> None:
         require_rllib()
         requested = self._requested
-        path = Path(requested.run_dir) if requested.run_dir else new_run_path(self._maker.name)
-        self.directory = RunDirectory(path)
-        self.directory.create()
-        self.sinks = Sinks(make_sinks(requested, path, self._maker.name, self._console, self._notes))
+        self._opened.callback(self.logbook.close)
+        self.logbook.open()
+        self.directory = self.logbook.directory
         probe = probe_env(self._maker)
-        self.config = dataclasses.replace(resolve(requested, probe), run_dir=str(path))
+        self.config = dataclasses.replace(resolve(requested, probe), run_dir=str(self.directory.path))
         before = Config() if self._resume_from is None else self.directory.read_config()
         self.directory.write_config(self.config)
         lost = without_counterpart(requested, before, probe.spec)
         if lost:
-            self._notes.append(f"RLlib has no counterpart of {', '.join(lost)}: left out")
+            self.logbook.notes.append(f"RLlib has no counterpart of {', '.join(lost)}: left out")
         if self._resume_from is not None:
-            self._load_counters(self._resume_from)
+            self.counters = Counters.read(self._resume_from)
+            self._begin_s -= self.counters.wall_s
+        self._opened.callback(self.signal.restore)
         self.signal.install()
         self._start_ray()
         _use_threads(self.config.ppo.threads)
         self._algorithm = make_algorithm(
             self.config, probe.spec, offer(self._maker, self.config, self.config.rllib.seats)
         )
+        self._opened.callback(self._algorithm.stop)
         if self._resume_from is not None:
             self._algorithm.restore_from_path(str(self._resume_from.resolve()))
-            self._notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
-        self._trained_s = self._last_row_s = self._last_checkpoint_s = time.perf_counter()
-        self._first_steps = self._last_row_steps = self._last_checkpoint_steps = self.counters.env_steps
-        self._last_eval_steps = self.counters.env_steps
+            self.logbook.notes.append(f"resumed at {self.counters.env_steps:,} steps, with new episodes")
+        self._trained_s, self._first_steps = time.perf_counter(), self.counters.env_steps
+        self._journal = RllibJournal(self.config.metrics.every_s, self._first_steps)
+        settings = self.config.checkpoint
+        self._checkpoint_interval = Interval(self._first_steps, settings.every_env_steps, settings.every_s)
+        self._eval_interval = Interval(self._first_steps, self.config.eval.every_env_steps)
         self._write_status("running")
 
     def _start_ray(self) -> None:
         """A local Ray without dashboard, unless there is one already."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what it will be by default
-        import ray
-
-        if ray.is_initialized():
-            return
-        self._owns_ray = True
-        cores = max(system.available_cores(), self.config.collect.workers + 1)
-        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        session = RaySession(dataclasses.replace(self.config, ray=RayConfig()))  # [ray] is about our own actors
+        self._opened.callback(session.close)
+        session.wait()
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -135,7 +107,7 @@ class RllibRun:
     @property
     def wall_s(self) -> float:
         """Seconds of this run, those of earlier processes included."""
-        return self._earlier_s + time.perf_counter() - self._begin_s
+        return time.perf_counter() - self._begin_s
 
     @property
     def steps_per_second(self) -> float:
@@ -153,117 +125,60 @@ class RllibRun:
     def _record(self, results: dict[str, Any]) -> None:
         """Count what an iteration brought, and write a row of figures if one is due."""
         runners, counters = results.get("env_runners", {}), self.counters
-        before = counters.env_steps
-        counters.env_steps = int(_first(results, runners, "num_env_steps_sampled_lifetime", counters.env_steps))
+        steps, before = "num_env_steps_sampled_lifetime", counters.env_steps
+        counters.env_steps = int(results.get(steps, runners.get(steps, before)))
         counters.episodes = int(runners.get("num_episodes_lifetime", counters.episodes))
         counters.updates += counters.env_steps > before  # APPO returns now and then before anything has come
         mean_return = float(runners.get("episode_return_mean", math.nan))
         counters.mean_return = None if math.isnan(mean_return) else mean_return
-        self._stop_if_done()
-        now_s = time.perf_counter()
-        if now_s - self._last_row_s < self.config.metrics.every_s and not self.stopping and not self.is_complete:
-            return
-        self.sinks.write(self._row(results, now_s))
-        self._last_row_s, self._last_row_steps = now_s, counters.env_steps
-
-    def _row(self, results: dict[str, Any], now_s: float) -> Row:
-        """Figures under the names of `millrace.metrics.catalogue`."""
-        runners, counters = results.get("env_runners", {}), self.counters
-        row: Row = {
-            "env_steps": counters.env_steps,
-            "time_s": round(self.wall_s, 4),
-            "updates": counters.updates,
-            "episodes": counters.episodes,
-            "steps_per_second": (counters.env_steps - self._last_row_steps) / max(now_s - self._last_row_s, 1e-9),
-        }
-        if counters.mean_return is not None:
-            row |= {"episode_return": counters.mean_return, "episode_length_steps": runners.get("episode_len_mean")}
-        if self.eval_return is not None:
-            row["eval_return"] = self.eval_return
-        learned = results.get("learners", {}).get(DEFAULT_POLICY if self.config.rllib.seats == 1 else SHARED_POLICY, {})
-        row |= {name: learned.get(theirs) for theirs, name in LOSSES.items()}
-        row |= {
-            "value_loss": _half(learned.get("vf_loss")),
-            "learning_rate": learned.get("default_optimizer_learning_rate"),
-        }
-        row |= _shares(results.get("timers", {}))
-        return _finite(row)
-
-    def _stop_if_done(self) -> None:
-        stop, counters = self.config.stop, self.counters
-        mean_return = counters.mean_return
-        if stop.updates and counters.updates >= stop.updates:
-            self.stopping = f"stop.updates={stop.updates} reached"
-        elif stop.episodes and counters.episodes >= stop.episodes:
-            self.stopping = f"stop.episodes={stop.episodes} reached"
-        elif stop.wall_s and self.wall_s >= stop.wall_s:
-            self.stopping = f"stop.wall_s={stop.wall_s:g} reached"
-        elif stop.mean_return is not None and counters.episodes >= RECENT_EPISODES and mean_return is not None:
-            self.stopping = f"stop.mean_return={stop.mean_return:g} reached" if mean_return >= stop.mean_return else ""
+        reason = reason_to_stop(
+            self.config.stop,
+            updates=counters.updates,
+            episodes=counters.episodes,
+            wall_s=self.wall_s,
+            mean_return=counters.mean_return,
+        )
+        self.stopping = reason or self.stopping
+        if self._journal.is_due or self.stopping or self.is_complete:
+            self.logbook.write(self._journal.row(self, results))
 
     def _evaluate_if_due(self) -> None:
         """Play the fixed evaluation seeds with the policy as it would be loaded."""
-        settings, steps = self.config.eval, self.counters.env_steps
-        if not settings.every_env_steps or steps - self._last_eval_steps < settings.every_env_steps:
+        if not self._eval_interval.is_over(self.counters.env_steps):
             return
         from millrace.deploy.policy import load_policy
 
-        self._last_eval_steps = steps
+        self._eval_interval.begin(self.counters.env_steps)
         written = self.checkpoint()
         if written is None:
             return
         actor = load_policy(written, trust=True).actor
-        maker = self._maker.with_kwargs(**settings.kwargs)
-        records = play_episodes(actor, maker, settings.episodes, settings.seed, settings.deterministic)
-        self.eval_return = sum(record.episode_return for record in records) / len(records)
+        self.eval_return = eval_return(actor, self._maker, self.config.eval)
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        settings, steps = self.config.checkpoint, self.counters.env_steps
-        by_steps = settings.every_env_steps and steps - self._last_checkpoint_steps >= settings.every_env_steps
-        by_time = settings.every_s and time.perf_counter() - self._last_checkpoint_s >= settings.every_s
-        if by_steps or by_time:
+        if self._checkpoint_interval.is_over(self.counters.env_steps):
             self.checkpoint()
 
     def checkpoint(self) -> Path | None:
-        """Write a checkpoint of RLlib's, aside first: it is either whole or not there. A full disk is survived."""
+        """Write one now and delete those that are no longer kept; a full disk is told about and survived."""
         counters = self.counters
-        self._last_checkpoint_s, self._last_checkpoint_steps = time.perf_counter(), counters.env_steps
+        self._checkpoint_interval.begin(counters.env_steps)
         counters.wall_s = self.wall_s
-        if counters.mean_return is not None and counters.mean_return > (counters.best_score or -math.inf):
+        best_score = -math.inf if counters.best_score is None else counters.best_score
+        if counters.mean_return is not None and counters.mean_return > best_score:
             counters.best_score, counters.best_env_steps = counters.mean_return, counters.env_steps
-        final = self.directory.checkpoints / f"{PREFIX}{counters.env_steps:012d}"
-        aside = final.with_name(f".{final.name}.writing")
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            self._algorithm.save_to_path(str(aside.resolve()))
-            (aside / COUNTERS_FILE).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
-            aside.replace(final)
+            written = write_checkpoint(self._algorithm, counters, self.directory)
         except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            self.sinks.note(f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on")
+            self.logbook.note(
+                f"no checkpoint could be written at {counters.env_steps} steps ({error}); training goes on"
+            )
             return None
-        self._retire()
+        retire(self.directory, self.config.checkpoint.keep_last, counters.best_env_steps)
         self._write_status("running")
-        return final
-
-    def _retire(self) -> None:
-        """Delete all but the newest and the best."""
-        kept = self.config.checkpoint.keep_last
-        best = f"{PREFIX}{self.counters.best_env_steps:012d}"
-        for path in checkpoints_of(self.directory)[:-kept] if kept else []:
-            if path.name != best:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _load_counters(self, checkpoint: Path) -> None:
-        try:
-            data = json.loads((checkpoint / COUNTERS_FILE).read_text(encoding="utf-8"))
-            self.counters = Counters(**data)
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be resumed: its counters are not readable: {error}") from None
-        self._earlier_s = self.counters.wall_s
+        return written
 
     # Beginning and ending ------------------------------------------------------------------------------------
 
@@ -278,10 +193,7 @@ class RllibRun:
             f"learn     {ppo.epochs} epochs of minibatches of {ppo.minibatch_size}, {ppo.threads} threads, "
             f"{self.config.device}",
         ]
-        if self._console != "off":
-            print(*lines, sep="\n", file=sys.stderr if self._console == "json" else sys.stdout, flush=True)
-        for note in self._notes:
-            self.sinks.note(note)
+        self.logbook.announce(lines)
 
     def finish(self) -> None:
         """The last checkpoint and the last status."""
@@ -289,54 +201,10 @@ class RllibRun:
         self._write_status("complete" if self.is_complete else self.stopping or "stopped")
 
     def _write_status(self, state: str) -> None:
-        counters = self.counters
-        status = {
-            "state": state,
-            "env_steps": counters.env_steps,
-            "wall_s": self.wall_s,
-            "pid": os.getpid(),
-            "mean_return": counters.mean_return,
-        }
-        try:
-            self.directory.write_status(status)
-        except OSError as error:
-            warnings.warn(f"cannot write the run's status: {error}", stacklevel=2)
+        self.logbook.write_status(state, self.counters.env_steps, self.wall_s, self.counters.mean_return)
 
     def _on_signal(self, name: str) -> None:
         self.stopping = f"{STOPPED_BY} {name}"
-
-    def _close(self) -> None:
-        if self._algorithm is not None:
-            self._algorithm.stop()
-        if self._owns_ray:
-            import ray
-
-            ray.shutdown()
-        self.signal.restore()
-        if hasattr(self, "sinks"):
-            self.sinks.close()
-        if hasattr(self, "directory"):
-            self.directory.lock.release()
-
-
-def checkpoints_of(directory: RunDirectory) -> list[Path]:
-    """Of a run that RLlib trained, oldest first."""
-    found = directory.checkpoints.glob(f"{PREFIX}*/{COUNTERS_FILE}")
-    return sorted(path.parent for path in found)
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run, or the one that is named.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (run / COUNTERS_FILE).is_file():
-        return run
-    found = checkpoints_of(RunDirectory(run))
-    if not found:
-        raise CheckpointError(f"there is no checkpoint in {run}")
-    return found[-1]
 
 
 def _use_threads(threads: int) -> None:
@@ -344,26 +212,3 @@ def _use_threads(threads: int) -> None:
 
     torch.set_num_threads(max(1, threads))
     threadpoolctl.threadpool_limits(1, user_api="blas")
-
-
-def _first(results: dict[str, Any], runners: dict[str, Any], name: str, default: Any) -> Any:
-    return results.get(name, runners.get(name, default))
-
-
-def _half(value: Any) -> Any:
-    return None if value is None else value / 2
-
-
-def _shares(timers: dict[str, Any]) -> Row:
-    """Where an iteration's time went: the trainer waits while RLlib samples."""
-    whole = timers.get("training_iteration")
-    if not whole:
-        return {}
-    learn, wait = (timers.get(f"{name}_timer", 0.0) / whole for name in ("learner_update", "env_runner_sampling"))
-    return {"share_learn": learn, "share_learner_wait": wait, "share_trainer_other": max(0.0, 1 - learn - wait)}
-
-
-def _finite(row: Row) -> Row:
-    """Plain numbers alone: RLlib leaves out or gives nan for what it does not know yet."""
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
-    return {name: value for name, value in plain.items() if isinstance(value, int | float) and math.isfinite(value)}
