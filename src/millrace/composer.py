@@ -71,7 +71,7 @@ class Composer:
         policy = Policy(self.probe.spec, self.config.net, self.config.ppo.normalize_observation, self.network)
         policy.to(usable_device(self.config.device))
         if self.config.device.startswith("cuda"):
-            torch.cuda.set_device(self.config.device)  # where streams and graphs are made
+            torch.cuda.set_device(torch.device(self.config.device).index or 0)  # where streams and graphs are made
         if image_keys(self.probe.spec, self.config.net):
             system.keep_freed_memory()
         return policy
