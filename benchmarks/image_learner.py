@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import machine
 from millrace.config import NetConfig, PPOConfig
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.flat import FlatParameters
-from millrace.learner.gradients import AutogradGradients
 from millrace.learner.rows import Rows
 from millrace.nets.actor import ActorMaker
 from millrace.nets.policy import Policy

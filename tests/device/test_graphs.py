@@ -15,8 +15,8 @@ from helpers import learned, quick_train
 from learner.recorded_graph import RecordedGraph
 from millrace.config import PPOConfig
 from millrace.learner import ppo
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.flat import FlatParameters
-from millrace.learner.gradients import AutogradGradients
 from millrace.learner.graph import CudaGraph
 from millrace.learner.steps import DeviceSteps, GraphedSteps
 from millrace.nets.policy import Policy

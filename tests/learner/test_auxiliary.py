@@ -15,7 +15,7 @@ from helpers import differences, learned, quick_train, rows_of
 from learner.test_update import SLOTS, SPEC, STEPS, make_batch
 from millrace.config import NetConfig, PPOConfig
 from millrace.errors import ConfigError
-from millrace.learner.gradients import AutogradGradients
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.ppo import Learner
 from millrace.learner.sequences import SequenceGradients
 from millrace.nets.policy import Policy

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from millrace.config import NetConfig, PPOConfig
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.dense import DenseGradients
 from millrace.learner.flat import Adam, FlatParameters
-from millrace.learner.gradients import AutogradGradients, make_gradients
+from millrace.learner.gradients import make_gradients
 from millrace.learner.rows import Rows
 from millrace.nets.policy import Policy
 from millrace.types import ActionSpec, ArraySpec, SlotSpec

@@ -11,8 +11,9 @@ import torch
 
 from millrace.config import NetConfig, PPOConfig
 from millrace.errors import ConfigError
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.flat import FlatParameters
-from millrace.learner.gradients import AutogradGradients, make_gradients
+from millrace.learner.gradients import make_gradients
 from millrace.learner.rows import Rows
 from millrace.nets.policy import Policy
 from millrace.types import ActionSpec, ArraySpec, SlotSpec

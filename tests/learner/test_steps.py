@@ -13,8 +13,8 @@ from learner.recorded_graph import Listener, RecordedGraph
 from millrace.buffer.batch import Batch, Item
 from millrace.config import NetConfig, PPOConfig
 from millrace.errors import ConfigError
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.flat import FlatParameters
-from millrace.learner.gradients import AutogradGradients
 from millrace.learner.ppo import Learner
 from millrace.learner.steps import DeviceSteps, GraphedSteps, HostSteps, make_steps
 from millrace.nets.policy import Policy

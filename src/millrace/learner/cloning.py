@@ -14,8 +14,8 @@ from torch import Tensor
 
 from millrace.buffer.batch import Batch
 from millrace.config import ImitateConfig, PPOConfig
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.flat import Adam, FlatParameters
-from millrace.learner.gradients import AutogradGradients
 from millrace.learner.ppo import observe
 from millrace.learner.rewards import RewardScaler
 from millrace.learner.rows import Rows

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from millrace.config import PPOConfig
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import FlatParameters
-from millrace.learner.gradients import AutogradGradients
 from millrace.learner.rows import Rows
 from millrace.learner.uploads import sent
 from millrace.nets.policy import Policy

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from millrace.config import PPOConfig
 from millrace.errors import ConfigError
+from millrace.learner.autograd import AutogradGradients
 from millrace.learner.auxiliary import Auxiliary
 from millrace.learner.flat import Adam, FlatParameters
-from millrace.learner.gradients import AutogradGradients, Gradients, Stats, make_gradients
+from millrace.learner.gradients import Gradients, Stats, make_gradients
 from millrace.learner.graph import CudaGraph, Graph
 from millrace.learner.rows import Rows
 from millrace.learner.uploads import sent
