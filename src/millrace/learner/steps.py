@@ -67,12 +67,12 @@ def make_steps(
     gradients = make_gradients(policy, parameters, config, auxiliary)
     device = parameters.vector.device
     if config.cuda_graphs:
-        require(device.type == "cuda", f"ppo.cuda_graphs=true wants device=cuda, not {device.type}")
         require(
             not policy.state_size,
             "ppo.cuda_graphs does not take networks with memory, whose sequences have a new shape in every minibatch; "
             "use ppo.cuda_graphs=false",
         )
+        require(device.type == "cuda", f"ppo.cuda_graphs=true wants device=cuda, not {device.type}")
         assert isinstance(gradients, AutogradGradients)
         return GraphedSteps(gradients, parameters, config, CudaGraph())
     if device.type == "cpu":
