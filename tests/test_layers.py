@@ -32,7 +32,7 @@ KNOWS: dict[str, set[str] | str] = {
     "envs": {"types", "games", "config", "errors"},
     "buffer": {"types", "system", "compiled", "config"},
     "collect": {"types", "errors", "config", "system", "envs", "nets", "ops", "buffer"},
-    "learner": {"types", "errors", "config", "system", "ops", "nets", "buffer"},
+    "learner": {"types", "errors", "config", "system", "compiled", "ops", "nets", "buffer"},
     "checkpoints": {"types", "errors", "config", "system"},
     "metrics": {"types", "errors"},
     "players": {"types", "errors", "games", "envs", "collect", "deploy"},

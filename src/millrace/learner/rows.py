@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,11 @@ class StackedFrames:
 
     def gathered(self) -> Tensor:
         """The stacks themselves."""
+        if self.frames.dim() == 3:
+            from millrace.learner.planes import can_interleave, interleaved
+
+            if can_interleave(self.frames, self.index.shape[1]):
+                return interleaved(self.frames, self.index)
         return self.frames[self.index]
 
 
@@ -68,7 +74,7 @@ class Rows:
     def take(self, index: Tensor) -> Rows:
         """The rows of an index, gathered."""
         fields = {name: x[index] for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return Rows(observation={key: x[index] for key, x in self.observation.items()}, **fields)
+        return Rows(observation={key: _taken(x, index) for key, x in self.observation.items()}, **fields)
 
     def slice(self, first: int, last: int) -> Rows:
         """Views of the rows first..last-1."""
@@ -94,6 +100,15 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.weight)
+
+
+def _taken(x: Tensor | StackedFrames, index: Tensor) -> Tensor | StackedFrames:
+    if isinstance(x, Tensor) and x.dim() == 4:
+        from millrace.learner.planes import can_interleave, interleaved
+
+        if can_interleave(x, x.shape[1]):
+            return interleaved(x.flatten(0, 1), index[:, None] * x.shape[1] + torch.arange(x.shape[1]))
+    return x[index]
 
 
 def seen(observation: dict[str, Tensor | StackedFrames]) -> dict[str, Tensor]:

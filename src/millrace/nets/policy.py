@@ -50,6 +50,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self._is_ours = network is None
         self.network = network if network is not None else build_network(spec, net)
         self.normalizer = ByKey(
             {key: Normalizer(spec.observation[key].shape) for key in normalized_keys(spec, normalize_observation)}
@@ -121,8 +122,14 @@ class Policy(nn.Module):
         if key in self.normalizer:
             normalized: Tensor = self.normalizer[key](array)
             return normalized
-        x = channels_last_in_memory(array).float() if spec.is_image else array.float()
+        x = channels_last_in_memory(array).to(self._image_dtype(array)) if spec.is_image else array.float()
         return x.mul_(spec.scale) if spec.scale != 1.0 else x  # only integers have a scale: x is a copy
+
+    def _image_dtype(self, array: Tensor) -> torch.dtype:
+        """What convolutions of ours take: where they round to bfloat16, bytes become that at once, and are the same."""
+        device = array.device.type
+        is_rounded = self._is_ours and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if is_rounded else torch.float32
 
     def normalizers(self) -> list[tuple[str, Normalizer]]:
         """The running statistics by observation key."""
