@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from millrace.config import PPOConfig
 from millrace.errors import ConfigError
@@ -127,7 +126,7 @@ class HostSteps:
 class DeviceSteps:
     """Nothing that a step computes comes back before the update ends, so that the device always has the next one.
 
-    Whether loss and gradient are finite is decided there too. Adam is torch's, one kernel for all of it.
+    Whether loss and gradient are finite is decided there too.
     """
 
     def __init__(self, gradients: AutogradGradients, parameters: FlatParameters, config: PPOConfig) -> None:
@@ -135,15 +134,7 @@ class DeviceSteps:
         self._max_grad_norm = config.max_grad_norm
         self._device = parameters.vector.device
         self._learning_rate, self._clip, self._num_skipped = torch.zeros(3, device=self._device).unbind()
-        vector = nn.Parameter(parameters.vector)  # the same memory
-        vector.grad = parameters.grad
-        self._optimizer = torch.optim.Adam([vector], lr=self._learning_rate, eps=config.adam_eps, fused=True)
-        self._moments = {
-            "step": torch.zeros((), device=self._device),
-            "exp_avg": torch.zeros_like(parameters.vector),
-            "exp_avg_sq": torch.zeros_like(parameters.vector),
-        }
-        self._optimizer.state[vector] = self._moments
+        self._optimizer = Adam(parameters, config.adam_eps)
         self._names: list[str] = []
         self._stats: list[Tensor] = []
 
@@ -167,8 +158,7 @@ class DeviceSteps:
         loss, stats = self._gradients.backward(rows, params, value, self._clip)
         norm = self._parameters.clip_grad(self._max_grad_norm)
         is_lost = ~(loss.isfinite() & norm.isfinite())
-        self._optimizer.found_inf = is_lost.float()  # type: ignore[attr-defined]  # it then leaves everything alone
-        self._optimizer.step()
+        self._optimizer.step(self._learning_rate, is_lost.float())
         self._num_skipped += is_lost
         stats["grad_norm"] = norm
         self._names = list(stats)
@@ -186,13 +176,10 @@ class DeviceSteps:
         return int(self._num_skipped)
 
     def save_state(self) -> dict[str, Any]:
-        step, mean, square = (self._moments[name].cpu().numpy().copy() for name in ("step", "exp_avg", "exp_avg_sq"))
-        return {"steps": int(step), "mean": mean, "square": square}
+        return self._optimizer.save_state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._moments["step"].fill_(int(state["steps"]))
-        self._moments["exp_avg"].copy_(torch.from_numpy(np.array(state["mean"])))
-        self._moments["exp_avg_sq"].copy_(torch.from_numpy(np.array(state["square"])))
+        self._optimizer.load_state(state)
 
 
 class GraphedSteps(DeviceSteps):
@@ -209,8 +196,6 @@ class GraphedSteps(DeviceSteps):
         self, gradients: AutogradGradients, parameters: FlatParameters, config: PPOConfig, graph: Graph
     ) -> None:
         super().__init__(gradients, parameters, config)
-        self._optimizer.param_groups[0]["capturable"] = True
-        self._optimizer._warned_capturable_if_run_uncaptured = True  # the steps before the recording are meant
         self._graph = graph
         self._rows: Rows | None = None
         self._order: Tensor
@@ -249,7 +234,7 @@ class GraphedSteps(DeviceSteps):
 
     def _record(self) -> Tensor:
         """A step made directly, then once more by the graph that is recorded of it: they must agree."""
-        changed = [self._parameters.vector, *self._moments.values(), self._num_skipped]
+        changed = [self._parameters.vector, *self._optimizer.tensors(), self._num_skipped]
         before = [x.clone() for x in changed]
         figures = self._step().clone()
         gradient = self._unclipped(figures)
