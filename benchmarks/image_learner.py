@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from benchmarks.harness import machine
 from millrace.config import NetConfig, PPOConfig
 from millrace.learner.autograd import AutogradGradients
-from millrace.learner.flat import FlatParameters
+from millrace.learner.flat import Adam, FlatParameters
+from millrace.learner.planes import CHANNELS, interleaved
 from millrace.learner.rows import Rows
 from millrace.nets.actor import ActorMaker
 from millrace.nets.policy import Policy
@@ -120,21 +121,31 @@ def candidates(work: Work, compiles: bool) -> dict[str, Callable[[], None]]:
 
 
 def conversions(spec: SlotSpec) -> dict[str, Callable[[], object]]:
-    """A minibatch of images out of a batch of 1024 as floats, channels last."""
+    """A minibatch of stacks of frames out of a batch of 1024 as floats, channels last."""
     images = observations(spec, 1024)["obs"]
     floats = images.float()
     index = torch.randperm(1024)[:BATCH]
     last = torch.channels_last
+    planes, stacks = images.flatten(0, 1), index[:, None] * CHANNELS + torch.arange(CHANNELS)
     return {
-        "gather bytes, move, convert (ours)": lambda: (
-            images[index].contiguous(memory_format=last).float().mul_(1 / 255)
-        ),
+        "interleave bytes, convert (ours)": lambda: interleaved(planes, stacks).float().mul_(1 / 255),
+        "interleave bytes, convert to bfloat16 (ours)": lambda: interleaved(planes, stacks).bfloat16().mul_(1 / 255),
+        "gather bytes, move, convert": lambda: images[index].contiguous(memory_format=last).float().mul_(1 / 255),
         "gather bytes, convert, move": lambda: images[index].float().mul_(1 / 255).contiguous(memory_format=last),
         "gather bytes, convert and move at once": lambda: (
             images[index].to(torch.float32, memory_format=last).mul_(1 / 255)
         ),
         "gather floats converted before, move": lambda: floats[index].mul_(1 / 255).contiguous(memory_format=last),
     }
+
+
+def optimizers(num_parameters: int) -> dict[str, Callable[[], object]]:
+    """A step of ours, and of torch's with all that is around it."""
+    parameter = nn.Parameter(torch.randn(num_parameters))
+    parameters = FlatParameters([parameter])
+    ours = Adam(parameters, 1e-5)
+    theirs = torch.optim.Adam([parameter], fused=True)
+    return {"adam": lambda: ours.step(1e-3), "torch.optim.Adam, fused": theirs.step}
 
 
 def actors(work: Work) -> dict[str, Callable[[], object]]:
@@ -176,7 +187,7 @@ def measure(title: str, threads: int, steps: dict[str, Callable[[], object]], re
     """Add to the table and print."""
     table[f"{title}, {threads} threads"] = figures = medians_ms(steps, repeats)
     for name, found in figures.items():
-        print(f"| {title} | {threads} | {name} | {found['wall_ms']:.1f} | {found['cpu_ms']:.1f} |", flush=True)
+        print(f"| {title} | {threads} | {name} | {found['wall_ms']:.3g} | {found['cpu_ms']:.3g} |", flush=True)
 
 
 def main() -> None:
@@ -194,6 +205,8 @@ def main() -> None:
             steps = candidates(work, arguments.compile)
             measure(title, threads, steps | (actors(work) if title == "nature" else {}), arguments.repeats, table)
         measure("bytes to floats", threads, conversions(WORKS["nature"][0]), arguments.repeats, table)
+        for size in (5_000, 1_700_000):
+            measure(f"{size:,} parameters", threads, optimizers(size), arguments.repeats, table)
     RESULTS.write_text(json.dumps({"machine": machine(), "batch": BATCH, "figures": table}, indent=1))
 
 
