@@ -326,5 +326,7 @@ class RolloutSource:
         return problems + [f"worker {w}: no saved state" for w, state in enumerate(states) if state is None]
 
     def close(self) -> None:
-        self.buffer.close()
-        self.pool.close()
+        try:
+            self.buffer.close()
+        finally:  # a device that fails must not leave workers behind
+            self.pool.close()
