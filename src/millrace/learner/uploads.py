@@ -35,12 +35,8 @@ class Uploads:
         ]
         self._copied = [streams.Event() for _ in range(num_places)]
         self._read = [streams.Event() for _ in range(num_places)]
+        streams.current_stream().synchronize()  # the twins are made before another stream writes to them
         self._locked = page_lock(slab.memory) if device.startswith("cuda") else None
-
-    @property
-    def nbytes(self) -> int:
-        """What the twins take on the device."""
-        return sum(twin.nbytes for twins in self._twins for twin in twins.values())
 
     def begin(self, place: int) -> None:
         """Have what lies in a place copied."""
