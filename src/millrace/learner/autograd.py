@@ -75,8 +75,7 @@ class AutogradGradients:
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Parameters and values of any rows, for networks without recurrence."""
         with self._autocast:
-            params, value = self._network(rows.seen())
-        return params, value
+            return self._forward(rows, 0, len(rows))
 
     def compute(self, first: int, last: int, clip: float, wants_stats: bool) -> tuple[float, dict[str, float]]:
         loss, stats = self.backward(*self.evaluate(first, last), clip, wants_stats)

@@ -39,7 +39,7 @@ class CudaGraph:
 
     def record(self, step: Callable[[], Tensor]) -> Tensor:
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: uploads, an evaluation.
+        # What other threads of the process ask of CUDA meanwhile must not spoil it.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             return step()
 
